@@ -81,11 +81,14 @@ class PreferencePair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthoredText:
-    """A prompt and the completion that a user really wrote for it."""
+    """A source text and the completion that a user really wrote for it.
+
+    The prompt a model sees is the dataset's fixed template filled with `prompt_source`.
+    """
 
     user_id: str
     example_id: str
-    prompt: Prompt
+    prompt_source: str
     reference: str
     timestamp: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)

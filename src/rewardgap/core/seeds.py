@@ -1,4 +1,4 @@
-"""One seed decides everything: a named child seed for each purpose, so that a subset run draws what the full run draws."""
+"""One seed decides everything: a named child seed for each purpose, so a subset run draws what the full run draws."""
 
 from __future__ import annotations
 

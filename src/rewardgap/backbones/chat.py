@@ -1,0 +1,223 @@
+"""From prompts to token ids: chat templates, with every text of a user or a dataset encoded as text.
+
+Prompt and completion are tokenised apart and joined, so that the prompt's ids never depend on the completion. A special
+token written inside a user's text (`<|im_start|>`) becomes its characters, never a control token: the template's own
+tokens are placed by id, everything else goes through a copy of the tokenizer that knows no added tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any, Literal
+
+from rewardgap.core.errors import ConfigError, DataError, ModelError
+from rewardgap.core.records import Message, Prompt, prompt_messages
+from rewardgap.core.store import content_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+OnLong = Literal["error", "truncate_prompt"]
+_PROBE = (Message("user", "Name a colour, e.g. red.\nOne word."), Message("assistant", "Blue"), Message("user", "Why?"))
+
+
+class ChatEncoder:
+    """Encodes prompts and completions for one tokenizer.
+
+    Args:
+        tokenizer: a fast Hugging Face tokenizer.
+        end_ids: ids that end generation, from the model's generation config.
+
+    Attributes:
+        end_id: the id that closes a completion (the template's turn end, else the tokenizer's end of sequence).
+        end_ids: every id at which generation stops.
+
+    Raises:
+        ModelError: if the tokenizer is a slow one, or has no end token.
+    """
+
+    def __init__(self, tokenizer: Any, end_ids: Sequence[int] = ()) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise ModelError(f"tokenizer {type(tokenizer).__name__} is a slow one; save it as tokenizer.json first.")
+        from tokenizers import Tokenizer
+
+        self.tokenizer = tokenizer
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        added = state.get("added_tokens", [])
+        self._added = {row["content"]: int(row["id"]) for row in added}
+        longest_first = sorted(self._added, key=len, reverse=True)
+        self._pattern = re.compile("|".join(re.escape(text) for text in longest_first)) if longest_first else None
+        self._plain = Tokenizer.from_str(json.dumps(state | {"added_tokens": [], "post_processor": None}))
+        self._plain.no_truncation()
+        self._plain.no_padding()
+        self.has_template = bool(getattr(tokenizer, "chat_template", None))
+        empty = tokenizer("")["input_ids"]
+        self._opening = empty[:1] if empty and empty[0] == tokenizer.bos_token_id else []
+        self._strips = self.has_template and " \ue000x" not in self._render((Message("user", " \ue000x"),))
+        self._exact = self._matches_peer()
+        self.end_id = self._find_end(end_ids)
+        known = {self.end_id, *end_ids}
+        if tokenizer.eos_token_id is not None:
+            known.add(int(tokenizer.eos_token_id))
+        self.end_ids = tuple(sorted(known))
+
+    @property
+    def template_hash(self) -> str:
+        """Return a hash of what decides how a prompt becomes ids."""
+        return content_hash([self.tokenizer.chat_template if self.has_template else None, self._opening, self._exact])
+
+    def encode_prompt(
+        self, prompt: Prompt, *, max_tokens: int | None = None, on_long: OnLong = "error"
+    ) -> tuple[int, ...]:
+        """Return the prompt's ids, ending where the completion begins.
+
+        Args:
+            prompt: text, or chat messages.
+            max_tokens: the longest that is allowed.
+            on_long: "error", or "truncate_prompt": drop text from the left of the oldest turns, never from the
+                template or the system turn.
+
+        Raises:
+            DataError: if the prompt is longer than `max_tokens` and may not be cut, or cannot be cut enough.
+        """
+        messages = prompt_messages(prompt)
+        ids = self._encode_messages(messages, isinstance(prompt, str))
+        if max_tokens is None or len(ids) <= max_tokens:
+            return tuple(ids)
+        if on_long == "error":
+            raise DataError(
+                f"prompt of {len(ids)} tokens is longer than the {max_tokens} allowed: '{_excerpt(messages)}'. "
+                "Raise max_prompt_tokens, or set on_long: truncate_prompt."
+            )
+        for index, message in enumerate(messages):
+            if message.role == "system":
+                continue
+            body = self.encode_text(message.content)
+            while len(ids) > max_tokens and body:
+                body = body[len(ids) - max_tokens :]
+                shorter = Message(message.role, self.decode(body))
+                messages = (*messages[:index], shorter, *messages[index + 1 :])
+                ids = self._encode_messages(messages, isinstance(prompt, str))
+            if len(ids) <= max_tokens:
+                return tuple(ids)
+        raise DataError(f"prompt '{_excerpt(messages)}' cannot be cut to {max_tokens} tokens: its template is longer.")
+
+    def encode_completion(self, text: str, *, after: Prompt = ()) -> tuple[int, ...]:
+        """Return the completion's ids without an end token.
+
+        Without a chat template a prompt and a completion that meet with no white space get one blank, which belongs to
+        the completion (tokenizers of this family put the blank before the word).
+        """
+        if not self.has_template and isinstance(after, str) and after and text:
+            text = text if after[-1].isspace() or text[0].isspace() else f" {text}"
+        return tuple(self.encode_text(text))
+
+    def encode_text(self, text: str) -> list[int]:
+        """Return the ids of plain text; special tokens in it are characters."""
+        if not self._exact:
+            if self._pattern is not None and (found := self._pattern.search(text)):
+                raise DataError(
+                    f"text holds '{found.group()}', which this tokenizer can only read as a control token. "
+                    "Remove it from the text, or use a model with a byte-level tokenizer."
+                )
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self._plain.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, without special tokens."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def render(self, prompt: Prompt) -> str:
+        """Return the prompt as the model reads it, for records and for people."""
+        if not self.has_template:
+            return "\n\n".join(message.content for message in prompt_messages(prompt))
+        return self._render(prompt_messages(prompt))
+
+    def line_break_ids(self) -> tuple[int, ...]:
+        """Return every id whose text holds a line break: the stop rule of one-line completions."""
+        vocabulary = len(self.tokenizer)
+        texts = self.tokenizer.batch_decode([[index] for index in range(vocabulary)])
+        return tuple(index for index, text in enumerate(texts) if "\n" in text)
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        except Exception as error:
+            if type(error).__module__.startswith("jinja2"):
+                raise DataError(f"this model's chat template refuses the conversation: {error}") from error
+            raise
+
+    def _encode_messages(self, messages: Sequence[Message], is_text: bool) -> list[int]:
+        if not messages:
+            raise DataError("prompt has no turn; give at least one user turn.")
+        if not self.has_template:
+            return [*self._opening, *self.encode_text(self.render(tuple(messages)))]
+        if not self._exact:
+            for message in messages:
+                self.encode_text(message.content)
+            return list(self.tokenizer(self._render(messages), add_special_tokens=False)["input_ids"])
+        return self._encode_spans(messages)
+
+    def _encode_spans(self, messages: Sequence[Message]) -> list[int]:
+        contents = [m.content.strip() if self._strips else m.content for m in messages]
+        mark = next(c for c in map(chr, range(0xE000, 0xF8FF)) if not any(c in text for text in contents))
+        stand_ins = [Message(m.role, f"{mark}{i}{mark}") for i, m in enumerate(messages)]
+        parts = re.split(f"{mark}([0-9]+){mark}", self._render(stand_ins))
+        ids: list[int] = []
+        pending = ""
+        for index, part in enumerate(parts):
+            if index % 2:
+                pending += contents[int(part)]
+                continue
+            begin = 0
+            for found in self._pattern.finditer(part) if self._pattern else ():
+                pending += part[begin : found.start()]
+                ids += self._plain.encode(pending, add_special_tokens=False).ids if pending else []
+                ids.append(self._added[found.group()])
+                pending, begin = "", found.end()
+            pending += part[begin:]
+        return ids + (self._plain.encode(pending, add_special_tokens=False).ids if pending else [])
+
+    def _matches_peer(self) -> bool:
+        """Return whether our encoding equals the tokenizer's own where no text holds a special token."""
+        text = "Name a colour,  e.g. red.\nÜber 3 words."
+        own = self._plain.encode(text, add_special_tokens=False).ids
+        if own != self.tokenizer(text, add_special_tokens=False)["input_ids"]:
+            return False
+        if not self.has_template:
+            return True
+        peer = self.tokenizer(self._render(_PROBE), add_special_tokens=False)["input_ids"]
+        return self._encode_spans(_PROBE) == list(peer)
+
+    def _find_end(self, end_ids: Sequence[int]) -> int:
+        if self.has_template:
+            turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "\ue000"}]
+            rendered = self.tokenizer.apply_chat_template(turns, tokenize=False)
+            after = rendered.split("\ue000")[-1]
+            found = self._pattern.search(after) if self._pattern else None
+            if found:
+                return self._added[found.group()]
+        for candidate in (self.tokenizer.eos_token_id, *end_ids):
+            if candidate is not None:
+                return int(candidate)
+        raise ModelError("the tokenizer has no end token; set eos_token in its tokenizer_config.json.")
+
+
+def _excerpt(messages: Sequence[Message], length: int = 60) -> str:
+    text = " ".join(messages[-1].content.split()) if messages else ""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def check_vocabulary(policy_size: int, reward_size: int) -> None:
+    """Refuse to mix a policy and a reward model whose token ids do not mean the same.
+
+    Raises:
+        ConfigError: naming both sizes.
+    """
+    if policy_size != reward_size:
+        raise ConfigError(
+            f"the policy has {policy_size} tokens and the reward model {reward_size}: token ids do not match, so "
+            "token-level guidance is impossible. Use a reward backbone with the policy's tokenizer."
+        )

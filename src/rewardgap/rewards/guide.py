@@ -1,0 +1,180 @@
+"""Rewards of candidate next tokens, one step at a time: what a decoder asks of a reward model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from rewardgap.backbones.session import TrieSession
+from rewardgap.backbones.trie import siblings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rewardgap.backbones.hf import Backbone
+    from rewardgap.rewards.base import Head, UserState
+
+
+class Guide(Protocol):
+    """Rewards of candidate next tokens for a batch of users, one step at a time.
+
+    `reads_policy` says whether rewards are read on the policy's own hidden states; such a guide gets them, any other
+    keeps a session of its own.
+    """
+
+    reads_policy: bool
+
+    def start(self, policy_states: torch.Tensor) -> torch.Tensor:
+        """Return the reward of each bare prompt, (B,), given the policy's states (B, D) at the prompts' ends."""
+        ...
+
+    def candidates(self, tokens: torch.Tensor, policy_states: torch.Tensor | None) -> torch.Tensor:
+        """Return (B, K) rewards of each prefix extended by each candidate; `policy_states` is (B, K, D) or None."""
+        ...
+
+    def keep(self, choices: list[int], tokens: list[int]) -> None:
+        """Move each row to its chosen candidate."""
+        ...
+
+    def select(self, rows: list[int]) -> None:
+        """Keep these rows, in this order."""
+        ...
+
+    @property
+    def forwards(self) -> int:
+        """Return the forward passes of the guide's own network so far."""
+        ...
+
+    @property
+    def tokens(self) -> int:
+        """Return the tokens sent through the guide's own network so far."""
+        ...
+
+
+class PolicyStateGuide:
+    """Reads rewards on the policy's own hidden states: one forward gives k rewards and k next logits.
+
+    Args:
+        head: a fitted head.
+        states: one user state a row.
+        scale: rewards are divided by it.
+    """
+
+    reads_policy = True
+    forwards = 0
+    tokens = 0
+
+    def __init__(self, head: Head, states: Sequence[UserState], scale: float) -> None:
+        self._head, self._states, self._scale = head, list(states), scale
+
+    def start(self, policy_states: torch.Tensor) -> torch.Tensor:
+        """Return (B,) rewards of the bare prompts."""
+        return self._head.batch_rewards(policy_states, self._states) / self._scale
+
+    def candidates(self, tokens: torch.Tensor, policy_states: torch.Tensor | None) -> torch.Tensor:
+        """Return (B, K) rewards read at the candidates' states (B, K, D)."""
+        assert policy_states is not None
+        return self._head.batch_rewards(policy_states, self._states) / self._scale
+
+    def keep(self, choices: list[int], tokens: list[int]) -> None:
+        """Do nothing: the policy's session holds everything."""
+
+    def select(self, rows: list[int]) -> None:
+        """Keep these users."""
+        self._states = [self._states[row] for row in rows]
+
+
+class BackboneGuide:
+    """Reads rewards on a backbone of its own (another model, or one with an adapter), in a session of its own.
+
+    Args:
+        backbone: the reward model's backbone; its token ids must be the policy's.
+        prompts: (B,) prompt ids as this backbone's template gives them.
+        head: a fitted head.
+        states: one user state a row.
+        scale: rewards are divided by it.
+        room: new tokens and candidates at most, for the buffers.
+    """
+
+    reads_policy = False
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        prompts: Sequence[Sequence[int]],
+        head: Head,
+        states: Sequence[UserState],
+        scale: float,
+        room: int,
+    ) -> None:
+        self._head, self._states, self._scale, self._prompts = head, list(states), scale, prompts
+        self._session = TrieSession(backbone, len(prompts), max(map(len, prompts)) + room)
+        self._width = 0
+
+    @property
+    def forwards(self) -> int:
+        """Return the forward passes so far."""
+        return self._session.forwards
+
+    @property
+    def tokens(self) -> int:
+        """Return the tokens encoded so far."""
+        return self._session.tokens
+
+    def start(self, policy_states: torch.Tensor) -> torch.Tensor:
+        """Return (B,) rewards of the bare prompts."""
+        return self._head.batch_rewards(self._session.prefill(self._prompts), self._states) / self._scale
+
+    def candidates(self, tokens: torch.Tensor, policy_states: torch.Tensor | None) -> torch.Tensor:
+        """Return (B, K) rewards of the candidates packed as siblings."""
+        self._width = tokens.shape[-1]
+        rows = zip(tokens.tolist(), self._session.tips, strict=True)
+        states = self._session.extend([siblings(row, tip) for row, tip in rows])
+        return self._head.batch_rewards(states, self._states) / self._scale
+
+    def keep(self, choices: list[int], tokens: list[int]) -> None:
+        """Keep the winners' keys and values in place."""
+        self._session.keep(choices, self._width)
+
+    def select(self, rows: list[int]) -> None:
+        """Keep these rows."""
+        self._session.select(rows)
+        self._states = [self._states[row] for row in rows]
+
+
+class PrefixGuide:
+    """Rewards of token-id prefixes from a plain function: for rewards that are known, as on synthetic data.
+
+    Args:
+        value: (row, completion ids) -> reward of that prefix for the row's user.
+        rows: number of rows.
+    """
+
+    reads_policy = False
+    forwards = 0
+    tokens = 0
+
+    def __init__(self, value: Callable[[int, tuple[int, ...]], float], rows: int) -> None:
+        self._value = value
+        self._rows = list(range(rows))
+        self._paths: list[tuple[int, ...]] = [()] * rows
+
+    def start(self, policy_states: torch.Tensor) -> torch.Tensor:
+        """Return (B,) rewards of empty completions."""
+        return torch.tensor([self._value(row, ()) for row in self._rows], dtype=torch.float64)
+
+    def candidates(self, tokens: torch.Tensor, policy_states: torch.Tensor | None) -> torch.Tensor:
+        """Return (B, K) rewards, one call of the function a candidate."""
+        places = zip(self._rows, self._paths, tokens.tolist(), strict=True)
+        values = [[self._value(row, (*path, token)) for token in row_tokens] for row, path, row_tokens in places]
+        return torch.tensor(values, dtype=torch.float64)
+
+    def keep(self, choices: list[int], tokens: list[int]) -> None:
+        """Extend each path."""
+        self._paths = [(*path, token) for path, token in zip(self._paths, tokens, strict=True)]
+
+    def select(self, rows: list[int]) -> None:
+        """Keep these rows."""
+        self._rows = [self._rows[row] for row in rows]
+        self._paths = [self._paths[row] for row in rows]

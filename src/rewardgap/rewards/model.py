@@ -1,0 +1,351 @@
+"""The reward model people use: texts in, rewards out. A backbone makes features, a head reads them for a user."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+
+import numpy as np
+import torch
+
+from rewardgap.backbones.chat import check_vocabulary
+from rewardgap.backbones.features import FeatureCache, Item, PromptLimit
+from rewardgap.backbones.lora import LoraSettings, adapter_tensors, attach_lora, load_adapter, stamp
+from rewardgap.core.errors import ConfigError, DataError, ModelError
+from rewardgap.core.store import content_hash, read_json, write_bytes, write_json
+from rewardgap.rewards.catalog import REWARD_MODELS, build_head
+from rewardgap.rewards.guide import BackboneGuide, PolicyStateGuide
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from rewardgap.backbones.hf import Backbone
+    from rewardgap.core.records import PreferencePair, Prompt
+    from rewardgap.rewards.base import Head, UserState
+    from rewardgap.rewards.guide import Guide
+
+FitMode: TypeAlias = Literal["frozen", "lora"]
+FORMAT = 1
+
+
+@dataclass
+class RewardModel:
+    """A personalised reward model over texts.
+
+    Rewards are in units of the margin's standard deviation on training users, so a guidance weight means the same for
+    every method.
+
+    Args:
+        method: name in the catalogue.
+        head: the method's head.
+        base: the frozen backbone.
+        fit_mode: "frozen" reads features of the base; "lora" trains an adapter on it together with the head.
+        limit: how long a prompt may be.
+        features: the cache.
+        lora: the adapter's shape, for fit_mode "lora".
+    """
+
+    method: str
+    head: Head
+    base: Backbone
+    fit_mode: FitMode = "frozen"
+    limit: PromptLimit = field(default_factory=PromptLimit)
+    features: FeatureCache = field(default_factory=FeatureCache)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    adapted: Backbone | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse unknown fit modes."""
+        if self.fit_mode not in ("frozen", "lora"):
+            raise ConfigError(f"unknown fit_mode '{self.fit_mode}'. Known: frozen, lora.")
+
+    @property
+    def name(self) -> str:
+        """Return the method's name, with the fit mode where it is not the frozen one."""
+        return self.method if self.fit_mode == "frozen" else f"{self.method}+lora"
+
+    @property
+    def backbone(self) -> Backbone:
+        """Return the network that features are read from."""
+        return self.base if self.adapted is None else self.adapted
+
+    @property
+    def scale(self) -> float:
+        """Return the unit of rewards: the standard deviation of r(chosen) - r(rejected) on the training pairs."""
+        return self.head.reward_scale
+
+    def fit(
+        self,
+        pairs: Sequence[PreferencePair],
+        *,
+        seed: int = 0,
+        epochs: int = 1,
+        batch_size: int = 8,
+        learning_rate: float = 1e-4,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Self:
+        """Fit shared parameters and the states of the training users.
+
+        Args:
+            pairs: of the training users.
+            seed: decides initialisation and, with an adapter, the order of pairs.
+            epochs: passes over the pairs; fit_mode "lora" only.
+            batch_size: pairs a step; fit_mode "lora" only.
+            learning_rate: of the adapter; fit_mode "lora" only.
+            progress: called with (done, total).
+
+        Raises:
+            DataError: if there is no pair.
+        """
+        if not pairs:
+            raise DataError("fit needs at least 1 pair, got 0.")
+        users = [pair.user_id for pair in pairs]
+        if self.fit_mode == "frozen":
+            chosen, rejected = self.pair_features(pairs, progress)
+            self.head.fit(chosen, rejected, users, seed=seed)
+            return self
+        from rewardgap.rewards.joint import fit_joint
+
+        self.adapted = None
+        adapted = attach_lora(self.base, self.lora, seed)
+        chosen, rejected = self.pair_features(pairs)
+        fit_joint(
+            self.head,
+            adapted,
+            pairs,
+            initial=(chosen, rejected),
+            limit=self.limit,
+            seed=seed,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            progress=progress,
+        )
+        stamp(adapted, self.base, self.lora)
+        self.adapted = adapted
+        return self
+
+    def adapt(self, support: Sequence[PreferencePair]) -> UserState:
+        """Return the state of a user who revealed these pairs; empty support is the cold start. Changes nothing."""
+        chosen, rejected = self.pair_features(support)
+        return self.head.adapt(chosen, rejected)
+
+    def adapt_all(self, supports: Sequence[Sequence[PreferencePair]]) -> list[UserState]:
+        """Return the states of several users, with their texts encoded in one go."""
+        self.pair_features([pair for support in supports for pair in support])
+        return [self.adapt(support) for support in supports]
+
+    def state_of(self, user_id: str) -> UserState:
+        """Return a training user's own state."""
+        return self.head.state_of(user_id)
+
+    def rewards(
+        self, prompts: Sequence[Prompt], completions: Sequence[str], states: UserState | Sequence[UserState]
+    ) -> NDArray[np.float64]:
+        """Return (B,) rewards of whole completions, in units of the reward scale.
+
+        Args:
+            prompts: B prompts.
+            completions: B completions.
+            states: one user's state for all, or B states.
+        """
+        items = [Item(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
+        features = torch.from_numpy(self.features.encode(self.backbone, items, self.limit))
+        return self._read(features, states)
+
+    def margins(self, pairs: Sequence[PreferencePair], states: Sequence[UserState]) -> NDArray[np.float64]:
+        """Return (N,) rewards of chosen minus rejected, one state a pair, in units of the reward scale."""
+        chosen, rejected = self.pair_features(pairs)
+        return self._read(torch.from_numpy(chosen), states) - self._read(torch.from_numpy(rejected), states)
+
+    def prefix_rewards(self, prompt: Prompt, completion: str, state: UserState) -> NDArray[np.float64]:
+        """Return (T + 1,) rewards of every prefix of a completion's T tokens; index 0 is the bare prompt."""
+        from rewardgap.backbones.session import tree_states
+        from rewardgap.backbones.trie import chain
+
+        encoder = self.backbone.encoder
+        ids = encoder.encode_prompt(
+            prompt, max_tokens=self.limit.max_tokens or self.backbone.context, on_long=self.limit.on_long
+        )
+        tail = encoder.encode_completion(completion, after=prompt)
+        with torch.no_grad():
+            states = tree_states(self.backbone, [chain((*ids, *tail), -1, 0)])[0, len(ids) - 1 :]
+        return self._read(states.cpu(), [state] * (len(tail) + 1))
+
+    def guide(
+        self,
+        policy: Backbone,
+        prompts: Sequence[Prompt],
+        states: Sequence[UserState],
+        room: int,
+        *,
+        same_prompt: bool = True,
+    ) -> Guide:
+        """Return rewards of candidate tokens for a batch of users.
+
+        Args:
+            policy: the policy to be steered.
+            prompts: B prompts as the reward model reads them.
+            states: B user states.
+            room: new tokens and candidates at most.
+            same_prompt: whether the policy reads the same prompts (no demonstrations, the same limit); only then can
+                rewards be read on the policy's own states.
+
+        Raises:
+            ConfigError: if policy and reward model have different vocabularies.
+        """
+        check_vocabulary(policy.vocabulary, self.backbone.vocabulary)
+        if same_prompt and policy.fingerprint == self.backbone.fingerprint:
+            return PolicyStateGuide(self.head, states, self.scale)
+        ids = [
+            self.backbone.encoder.encode_prompt(
+                prompt, max_tokens=self.limit.max_tokens or self.backbone.context, on_long=self.limit.on_long
+            )
+            for prompt in prompts
+        ]
+        return BackboneGuide(self.backbone, ids, self.head, states, self.scale, room)
+
+    def with_head(self, head: Head) -> RewardModel:
+        """Return the same model with another head, for refits on the same features."""
+        return replace(self, head=head)
+
+    def pair_features(
+        self, pairs: Sequence[PreferencePair], progress: Callable[[int, int], None] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return (N, D) features of the chosen and of the rejected completions."""
+        chosen = [Item(pair.prompt, pair.chosen) for pair in pairs]
+        rejected = [Item(pair.prompt, pair.rejected) for pair in pairs]
+        features = self.features.encode(self.backbone, chosen + rejected, self.limit, progress)
+        return features[: len(pairs)], features[len(pairs) :]
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model: `model.json` (settings), `head.safetensors`, and `adapter.safetensors` if there is one."""
+        from safetensors.torch import save
+
+        folder = Path(folder)
+        write_bytes(folder / "head.safetensors", save(self.head.state_dict()))
+        if self.adapted is not None:
+            write_bytes(folder / "adapter.safetensors", save(adapter_tensors(self.adapted.model)))
+        write_json(
+            folder / "model.json",
+            {
+                "format": FORMAT,
+                "method": self.method,
+                "config": self.head.config(),
+                "fit_mode": self.fit_mode,
+                "lora": vars(self.lora) if self.fit_mode == "lora" else None,
+                "backbone": self.base.name,
+                "backbone_fingerprint": self.base.fingerprint,
+                "max_prompt_tokens": self.limit.max_tokens,
+                "on_long": self.limit.on_long,
+                "reward_scale": self.scale,
+            },
+        )
+
+    def fingerprint(self) -> str:
+        """Return a hash of everything that decides the rewards."""
+        sums = {name: content_hash(tensor.flatten().tolist()) for name, tensor in self.head.state_dict().items()}
+        return content_hash([self.method, self.head.config(), sums, self.backbone.fingerprint, vars_of(self.limit)])
+
+    def _read(self, features: torch.Tensor, states: UserState | Sequence[UserState]) -> NDArray[np.float64]:
+        with torch.no_grad():
+            if isinstance(states, (list, tuple)):
+                if not len(features):
+                    return np.zeros(0)
+                raw = self.head.batch_rewards(features, states)
+            else:
+                raw = self.head.rewards(features, states)  # type: ignore[arg-type]
+        return np.asarray(raw.double().cpu().numpy() / self.scale)
+
+
+def vars_of(limit: PromptLimit) -> list[Any]:
+    """Return a limit as a JSON value."""
+    return [limit.max_tokens, limit.on_long]
+
+
+def reward_model(
+    method: str,
+    backbone: Backbone | str,
+    *,
+    fit_mode: FitMode = "frozen",
+    max_prompt_tokens: int | None = None,
+    on_long: Literal["error", "truncate_prompt"] = "error",
+    features: FeatureCache | None = None,
+    lora: LoraSettings | None = None,
+    **options: Any,
+) -> RewardModel:
+    """Build a reward model that is not fitted yet.
+
+    Args:
+        method: name in the catalogue, for example "lore".
+        backbone: a loaded backbone, or its name.
+        fit_mode: "frozen" or "lora".
+        max_prompt_tokens: longer prompts are an error, or cut (see `on_long`).
+        on_long: "error" or "truncate_prompt".
+        features: cache of features; the shared one unless given.
+        lora: the adapter's shape.
+        options: the method's own settings, for example rank=4.
+
+    Raises:
+        UnknownNameError: if there is no such method; the nearest name is given.
+    """
+    REWARD_MODELS[method]
+    if isinstance(backbone, str):
+        from rewardgap.backbones.load import load_backbone
+
+        backbone = load_backbone(backbone)
+    return RewardModel(
+        method,
+        build_head(method, **options),
+        backbone,
+        fit_mode,
+        PromptLimit(max_prompt_tokens, on_long),
+        features if features is not None else FeatureCache(),
+        lora or LoraSettings(),
+    )
+
+
+def load_reward_model(folder: str | Path, backbone: Backbone | None = None) -> RewardModel:
+    """Read what `RewardModel.save` wrote.
+
+    Args:
+        folder: the model's folder.
+        backbone: the base backbone; loaded by its recorded name unless given.
+
+    Raises:
+        ModelError: if the folder holds no reward model, or the backbone is not the one it was fitted on.
+    """
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    if not (folder / "model.json").exists():
+        raise ModelError(f"no reward model in '{folder}': model.json is missing.")
+    facts = read_json(folder / "model.json")
+    if backbone is None:
+        from rewardgap.backbones.load import load_backbone
+
+        backbone = load_backbone(facts["backbone"])
+    if backbone.fingerprint != facts["backbone_fingerprint"]:
+        raise ModelError(
+            f"reward model '{folder}' was fitted on {facts['backbone']} ({facts['backbone_fingerprint']}), the "
+            f"backbone given is {backbone.name} ({backbone.fingerprint}). Give the same weights, template and dtype."
+        )
+    model = reward_model(
+        facts["method"],
+        backbone,
+        fit_mode=facts["fit_mode"],
+        max_prompt_tokens=facts["max_prompt_tokens"],
+        on_long=facts["on_long"],
+        lora=LoraSettings(**facts["lora"]) if facts["lora"] else None,
+        **facts["config"],
+    )
+    model.head.load_state_dict(load_file(folder / "head.safetensors"))
+    if facts["fit_mode"] == "lora":
+        adapted = attach_lora(backbone, model.lora, 0)
+        load_adapter(adapted.model, load_file(folder / "adapter.safetensors"))
+        stamp(adapted, backbone, model.lora)
+        model.adapted = adapted
+    return model

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from rewardgap.core.errors import ConfigError, DataError, ModelError
@@ -134,8 +135,9 @@ class ChatEncoder:
             return "\n\n".join(message.content for message in prompt_messages(prompt))
         return self._render(prompt_messages(prompt))
 
+    @cached_property
     def line_break_ids(self) -> tuple[int, ...]:
-        """Return every id whose text holds a line break: the stop rule of one-line completions."""
+        """Every id whose text holds a line break: the stop rule of one-line completions."""
         vocabulary = len(self.tokenizer)
         texts = self.tokenizer.batch_decode([[index] for index in range(vocabulary)])
         return tuple(index for index, text in enumerate(texts) if "\n" in text)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 POOLING = "last-content-token/1"
 NODES_PER_FORWARD = 2048
-ITEMS_PER_SHARD = 512
+ITEMS_PER_SHARD = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class FeatureCache:
     """Pooled features on disk, one float32 row a text, shared by every study and method.
 
     Args:
-        folder: where shards lie; None for `<cache>/features`. Shards are safetensors files of at most 512 rows, written
+        folder: where shards lie; None for `<cache>/features`. Shards are safetensors files of about 128 rows, written
             whole or not at all. A shard that cannot be read is reported, removed and computed again.
     """
 

@@ -66,7 +66,8 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         self.length = target + 1
 
     def select(self, rows: torch.Tensor) -> None:
-        self.keys, self.values = self.keys[rows], self.values[rows]
+        if self.is_initialized:
+            self.keys, self.values = self.keys[rows], self.values[rows]
 
 
 class TrieSession:
@@ -115,6 +116,9 @@ class TrieSession:
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Append the prompts below the tips, move the tips to their ends, and return the states there, (B, D)."""
+        for row, ids in enumerate(prompts):
+            if not len(ids):
+                raise ValueError(f"the prompt of row {row} has no tokens.")
         start = self.forest.length
         states = self.extend([chain(ids, tip, start) for ids, tip in zip(prompts, self.tips, strict=True)])
         ends = torch.tensor([len(ids) - 1 for ids in prompts], device=states.device)

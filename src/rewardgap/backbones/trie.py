@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ROOT = -1
+_PADDING = -2
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,7 @@ class TokenForest:
             valid[row, :count] = True
             padding = np.arange(count, width)
             self._tokens[row, old + padding] = 0
-            self._parents[row, old + padding] = ROOT
+            self._parents[row, old + padding] = _PADDING
             self._positions[row, old + padding] = 0
             visible[row, padding, old + padding] = True
         packed = np.packbits(visible, axis=-1)
@@ -172,8 +173,8 @@ class TokenForest:
             while end < count and block.parents[end] == old + end - 1:
                 end += 1
             parent = block.parents[begin]
-            if parent >= old + begin:
-                raise ValueError(f"the parent of node {begin} is slot {parent}, which does not come before it.")
+            if not ROOT <= parent < old + begin or (parent != ROOT and self._parents[row, parent] == _PADDING):
+                raise ValueError(f"the parent of node {begin} is slot {parent}: no node that comes before it.")
             depth = 0
             if parent != ROOT:
                 visible[begin:end] = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -32,8 +33,8 @@ class ArgsGreedy:
     draws: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse fewer than one candidate."""
-        _check_top_k(self.top_k)
+        """Refuse fewer than one candidate and weights that are no number."""
+        _check(self.top_k, self.guidance_weight)
 
     def choose(self, scores: torch.Tensor, uniforms: torch.Tensor | None) -> torch.Tensor:
         """Return the first index of each row's maximum; candidates come best first, so ties go to the policy."""
@@ -58,9 +59,9 @@ class ArgsStochastic:
     draws: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse fewer than one candidate and temperatures that are not positive."""
-        _check_top_k(self.top_k)
-        if not self.temperature > 0:
+        """Refuse fewer than one candidate, weights that are no number and temperatures that are not positive."""
+        _check(self.top_k, self.guidance_weight)
+        if not 0 < self.temperature < math.inf:
             raise ConfigError(f"temperature must be above 0, got {self.temperature}. Use args_greedy for the limit.")
 
     def choose(self, scores: torch.Tensor, uniforms: torch.Tensor | None) -> torch.Tensor:
@@ -69,9 +70,11 @@ class ArgsStochastic:
         return draw(scores, uniforms, self.temperature)
 
 
-def _check_top_k(top_k: int) -> None:
+def _check(top_k: int, guidance_weight: float) -> None:
     if top_k < 1:
         raise ConfigError(f"top_k must be at least 1, got {top_k}.")
+    if not math.isfinite(guidance_weight):
+        raise ConfigError(f"guidance_weight must be a finite number, got {guidance_weight}.")
 
 
 _OPTIONS = {"guidance_weight": "λ, weight of the reward against log-probability", "top_k": "candidates a step"}

@@ -87,7 +87,7 @@ def decode(
         seeds: one a row, needed by decoders that draw: a row's tokens do not depend on its batch.
 
     Raises:
-        ModelError: if a reward is NaN or infinite; the message names the row.
+        ModelError: if a reward is NaN or infinite, or the policy's logits are; the message names the row.
     """
     if decoder.draws and len(seeds) != session.rows:
         raise ValueError(f"{len(seeds)} seeds for {session.rows} rows.")
@@ -104,6 +104,7 @@ def decode(
             if step < stop.min_new_tokens:
                 log_probs[:, closers] = -torch.inf
             fluency, candidates = top_candidates(log_probs, decoder.top_k or log_probs.shape[-1])
+            _check_fluency(fluency, alive)
             nodes = None
             if guide is None:
                 scores = fluency.double()
@@ -188,6 +189,15 @@ def _note(
         seen = finite[place]
         out[row].reward_spread.append(float(weighted[place, seen].std(correction=0)))
         out[row].fluency_spread.append(float(fluency[place, seen].double().std(correction=0)))
+
+
+def _check_fluency(fluency: torch.Tensor, alive: list[int]) -> None:
+    bad = ~torch.isfinite(fluency[:, 0])
+    if bool(bad.any()):
+        raise ModelError(
+            f"the policy has no next token for row {alive[int(bad.to(torch.uint8).argmax())]}: its logits are not "
+            "finite, or every token is an end token that min_new_tokens forbids. Check the weights and the dtype."
+        )
 
 
 def _check_rewards(rewards: torch.Tensor, alive: list[int]) -> None:

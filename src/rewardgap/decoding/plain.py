@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -36,9 +37,11 @@ class Sample:
     draws: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse temperatures that are not positive."""
-        if not self.temperature > 0:
+        """Refuse temperatures that are not positive and fewer than one candidate."""
+        if not 0 < self.temperature < math.inf:
             raise ConfigError(f"temperature must be above 0, got {self.temperature}. Use greedy for the limit.")
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigError(f"top_k must be at least 1, got {self.top_k}. Leave it out for the whole vocabulary.")
 
     def choose(self, scores: torch.Tensor, uniforms: torch.Tensor | None) -> torch.Tensor:
         """Return one drawn index a row."""

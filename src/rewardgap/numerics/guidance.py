@@ -23,8 +23,8 @@ def guided_scores(log_probs: torch.Tensor, rewards: torch.Tensor, guidance_weigh
     Raises:
         ShapeError: if the two shapes differ.
 
-    Source: Khanov et al. 2024 (ARGS), scoring rule. The published code adds the reward to raw logits; a row's logits and
-        log-probabilities differ by a constant, so the ranking is the same.
+    Source: Khanov et al. 2024 (ARGS), scoring rule. The published code adds the reward to raw logits; a row's logits
+        and log-probabilities differ by a constant, so the ranking is the same.
     """
     if log_probs.shape != rewards.shape:
         raise ShapeError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
 
 from rewardgap.backbones.session import TrieSession
@@ -12,7 +14,10 @@ from rewardgap.backbones.trie import siblings
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from numpy.typing import NDArray
+
     from rewardgap.backbones.hf import Backbone
+    from rewardgap.backbones.traces import Trace
     from rewardgap.rewards.base import Head, UserState
 
 
@@ -50,6 +55,34 @@ class Guide(Protocol):
     def tokens(self) -> int:
         """Return the tokens sent through the guide's own network so far."""
         ...
+
+
+@dataclass(frozen=True)
+class NodeRewards:
+    """Rewards along one completion of T scored tokens, in units of the reward scale.
+
+    Attributes:
+        prefixes: (T + 1,) reward of each prefix; the first is the bare prompt, the last closes with the end token.
+        candidates: (T, K) reward of each prefix extended by each of the policy's candidates.
+    """
+
+    prefixes: NDArray[np.float64]
+    candidates: NDArray[np.float64]
+
+
+def close_ends(
+    trace: Trace, prefixes: NDArray[np.float64], candidates: NDArray[np.float64], end_ids: Sequence[int]
+) -> NodeRewards:
+    """Give every end token the reward of the prefix it closes.
+
+    Args:
+        trace: the completion.
+        prefixes: (T,) rewards of the prefixes before each scored token.
+        candidates: (T, K) rewards of the candidates; those of end tokens are ignored.
+        end_ids: tokens that end a text.
+    """
+    ends = np.isin(trace.candidates, np.asarray(list(end_ids)))
+    return NodeRewards(np.append(prefixes, prefixes[-1]), np.where(ends, prefixes[:, None], candidates))
 
 
 class PolicyStateGuide:

@@ -12,10 +12,12 @@ import torch
 from rewardgap.backbones.chat import check_vocabulary
 from rewardgap.backbones.features import FeatureCache, Item, PromptLimit
 from rewardgap.backbones.lora import LoraSettings, adapter_tensors, attach_lora, load_adapter, stamp
+from rewardgap.backbones.session import TrieSession
+from rewardgap.backbones.traces import TraceCache, node_room, node_states
 from rewardgap.core.errors import ConfigError, DataError, ModelError
 from rewardgap.core.store import content_hash, read_json, write_bytes, write_json
 from rewardgap.rewards.catalog import REWARD_MODELS, build_head
-from rewardgap.rewards.guide import BackboneGuide, PolicyStateGuide
+from rewardgap.rewards.guide import BackboneGuide, NodeRewards, PolicyStateGuide, close_ends
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rewardgap.backbones.hf import Backbone
+    from rewardgap.backbones.traces import NodeStates, Trace
     from rewardgap.core.records import PreferencePair, Prompt
     from rewardgap.rewards.base import Head, UserState
     from rewardgap.rewards.guide import Guide
@@ -166,11 +169,8 @@ class RewardModel:
         from rewardgap.backbones.session import tree_states
         from rewardgap.backbones.trie import chain
 
-        encoder = self.backbone.encoder
-        ids = encoder.encode_prompt(
-            prompt, max_tokens=self.limit.max_tokens or self.backbone.context, on_long=self.limit.on_long
-        )
-        tail = encoder.encode_completion(completion, after=prompt)
+        ids = self.encode_prompts([prompt])[0]
+        tail = self.backbone.encoder.encode_completion(completion, after=prompt)
         with torch.no_grad():
             states = tree_states(self.backbone, [chain((*ids, *tail), -1, 0)])[0, len(ids) - 1 :]
         return self._read(states.cpu(), [state] * (len(tail) + 1))
@@ -179,34 +179,92 @@ class RewardModel:
         self,
         policy: Backbone,
         prompts: Sequence[Prompt],
+        prompt_ids: Sequence[Sequence[int]],
         states: Sequence[UserState],
         room: int,
-        *,
-        same_prompt: bool = True,
     ) -> Guide:
         """Return rewards of candidate tokens for a batch of users.
 
+        Rewards are read on the policy's own hidden states where backbone and prompts are the same for both; else the
+        reward model runs a session of its own.
+
         Args:
             policy: the policy to be steered.
-            prompts: B prompts as the reward model reads them.
+            prompts: B prompts, without demonstrations.
+            prompt_ids: what the policy reads for each of them.
             states: B user states.
             room: new tokens and candidates at most.
-            same_prompt: whether the policy reads the same prompts (no demonstrations, the same limit); only then can
-                rewards be read on the policy's own states.
 
         Raises:
             ConfigError: if policy and reward model have different vocabularies.
         """
         check_vocabulary(policy.vocabulary, self.backbone.vocabulary)
-        if same_prompt and policy.fingerprint == self.backbone.fingerprint:
+        own = self.encode_prompts(prompts)
+        if self._reads(policy, own, prompt_ids):
             return PolicyStateGuide(self.head, states, self.scale)
-        ids = [
-            self.backbone.encoder.encode_prompt(
-                prompt, max_tokens=self.limit.max_tokens or self.backbone.context, on_long=self.limit.on_long
-            )
-            for prompt in prompts
+        return BackboneGuide(self.backbone, own, self.head, states, self.scale, room)
+
+    def node_rewards(
+        self,
+        session: TrieSession,
+        tip_states: torch.Tensor,
+        prompts: Sequence[Prompt],
+        prompt_ids: Sequence[Sequence[int]],
+        traces: Sequence[Sequence[Trace]],
+        states: Sequence[UserState],
+        cache: TraceCache | None = None,
+    ) -> list[list[NodeRewards]]:
+        """Return the rewards at every token of given completions, and at every candidate beside it.
+
+        Args:
+            session: the policy's, prefilled with B prompts; left as it was.
+            tip_states: (B, D) the policy's states at the prompts' ends.
+            prompts: B prompts, without demonstrations.
+            prompt_ids: what the policy reads for each of them.
+            traces: the policy's traces of each row's completions.
+            states: B user states.
+            cache: where node states are kept.
+        """
+        check_vocabulary(session.backbone.vocabulary, self.backbone.vocabulary)
+        own = self.encode_prompts(prompts)
+        shared = self._reads(session.backbone, own, prompt_ids)
+        keys = [
+            [TraceCache.states_key(self.backbone, ids, t) for t in row] for ids, row in zip(own, traces, strict=True)
         ]
-        return BackboneGuide(self.backbone, ids, self.head, states, self.scale, room)
+        found = [[cache.load_states(key) if cache is not None else None for key in row] for row in keys]
+        if any(states is None for row in found for states in row):
+            ends = self.backbone.encoder.end_ids
+            if shared:
+                nodes = node_states(session, tip_states, traces, ends)
+            else:
+                longest = max(len(ids) for ids in own) + node_room(traces)
+                own_session = TrieSession(self.backbone, len(own), longest)
+                nodes = node_states(own_session, own_session.prefill(own), traces, ends)
+            found = [list(row) for row in nodes]
+            if cache is not None:
+                for row_keys, row in zip(keys, nodes, strict=True):
+                    for key, value in zip(row_keys, row, strict=True):
+                        cache.save_states(key, value)
+        return [
+            [self._read_nodes(trace, nodes, state) for trace, nodes in zip(row, row_found, strict=True) if nodes]
+            for row, row_found, state in zip(traces, found, states, strict=True)
+        ]
+
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
+        """Return the ids of prompts as the reward model's backbone reads them."""
+        longest = self.limit.max_tokens or self.backbone.context
+        encoder = self.backbone.encoder
+        return [encoder.encode_prompt(p, max_tokens=longest, on_long=self.limit.on_long) for p in prompts]
+
+    def _reads(self, policy: Backbone, own: Sequence[Sequence[int]], prompt_ids: Sequence[Sequence[int]]) -> bool:
+        same = policy.fingerprint == self.backbone.fingerprint
+        return same and all(tuple(a) == tuple(b) for a, b in zip(own, prompt_ids, strict=True))
+
+    def _read_nodes(self, trace: Trace, nodes: NodeStates, state: UserState) -> NodeRewards:
+        with torch.no_grad():
+            prefixes = self.head.rewards(nodes.prefixes, state).double().cpu().numpy() / self.scale
+            candidates = self.head.rewards(nodes.candidates, state).double().cpu().numpy() / self.scale
+        return close_ends(trace, prefixes, candidates, self.backbone.encoder.end_ids)
 
     def with_head(self, head: Head) -> RewardModel:
         """Return the same model with another head, for refits on the same features."""

@@ -1,0 +1,64 @@
+"""The datasets: the one place where each is named."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from rewardgap.core.catalog import Catalog
+from rewardgap.core.errors import ConfigError
+from rewardgap.data import authored, docstrings, jsonl, rows, synthetic, synthetic_text
+from rewardgap.data.columns import nearest
+
+if TYPE_CHECKING:
+    from rewardgap.data.base import AuthoredDataset, DatasetCard, PreferenceDataset
+    from rewardgap.data.synthetic import World
+
+DATASETS: Catalog[DatasetCard] = Catalog(
+    "dataset",
+    (
+        docstrings.CARD,
+        jsonl.CARD,
+        rows.CARD,
+        authored.CARD,
+        synthetic_text.CARD,
+        synthetic.CARD,
+    ),
+)
+
+
+@overload
+def load_dataset(name: Literal["jsonl", "rows", "synthetic_text"], /, **options: Any) -> PreferenceDataset: ...
+@overload
+def load_dataset(name: Literal["authored", "docstrings"], /, **options: Any) -> AuthoredDataset: ...
+@overload
+def load_dataset(name: Literal["synthetic"], /, **options: Any) -> World: ...
+@overload
+def load_dataset(name: str, /, **options: Any) -> PreferenceDataset | AuthoredDataset: ...
+def load_dataset(name: str, /, **options: Any) -> Any:
+    """Load a dataset by its catalogue name.
+
+    Args:
+        name: one of `DATASETS.names()`.
+        options: those of the dataset's card.
+
+    Returns:
+        A `PreferenceDataset` or `AuthoredDataset`; for the card of kind "features" (`synthetic`), a `World`.
+
+    Raises:
+        UnknownNameError: if there is no such dataset; the message names the nearest.
+        ConfigError: if an option is unknown (the message names the nearest) or missing.
+        DataError: if the data are bad.
+    """
+    card = DATASETS[name]
+    for option in options:
+        if option not in card.options:
+            known = ", ".join(card.options) or "none"
+            raise ConfigError(
+                f"dataset '{name}' has no option '{option}'.{nearest(option, card.options)} Known: {known}."
+            )
+    parameters = inspect.signature(card.build).parameters.values()
+    missing = [p.name for p in parameters if p.default is inspect.Parameter.empty and p.name not in options]
+    if missing:
+        raise ConfigError(f"dataset '{name}' needs the option '{missing[0]}': {card.options[missing[0]]}.")
+    return card.build(**options)

@@ -1,0 +1,258 @@
+"""Columns of a raw row: aliases, and readers that either return a clean value or say which column is wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from typing import Any
+
+from rewardgap.core.errors import ConfigError, DataError
+from rewardgap.core.records import ROLES, Message, Prompt
+from rewardgap.core.store import canonical_json
+from rewardgap.data.reading import RowError, kind_name
+
+ROLE_ALIASES = {"model": "assistant"}
+MILLISECONDS = 1e11
+MISSING: Any = object()
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column of a file holds which value.
+
+    Args:
+        names: every canonical column.
+        aliases: other names each is known by, tried in order after the canonical one.
+        mapping: the caller's own choice, canonical name -> column of the file.
+
+    Raises:
+        ConfigError: if `mapping` names a column that is not canonical.
+    """
+
+    names: tuple[str, ...]
+    aliases: Mapping[str, tuple[str, ...]]
+    mapping: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the caller's mapping."""
+        for name in self.mapping:
+            if name not in self.names:
+                raise ConfigError(
+                    f"columns maps unknown column '{name}'.{nearest(name, self.names)} Known: {', '.join(self.names)}."
+                )
+
+    def value(self, row: Mapping[str, Any], name: str) -> Any:
+        """Return the value of a column; MISSING if it is absent."""
+        return row.get(self.source(row, name), MISSING)
+
+    def source(self, row: Mapping[str, Any], name: str) -> str:
+        """Return the name the row has for a column."""
+        if name in self.mapping:
+            return self.mapping[name]
+        if name in row:
+            return name
+        return next((alias for alias in self.aliases.get(name, ()) if alias in row), name)
+
+    def required(self, where: str, row: Mapping[str, Any], name: str) -> Any:
+        """Return the value of a column that must be there.
+
+        Raises:
+            RowError: if it is absent; the message lists the columns that are present.
+        """
+        source = self.source(row, name)
+        if source in row:
+            return row[source]
+        shown = f"'{name}'" if source == name else f"'{source}' (mapped to '{name}')"
+        present = ", ".join(str(column) for column in row) or "none"
+        raise RowError(
+            "missing_column",
+            f"{where}: column {shown} is missing.{nearest(source, row)} Present: {present}. "
+            "Rename it, or pass columns={...}.",
+        )
+
+    def unused(self, row: Mapping[str, Any]) -> list[str]:
+        """Return the columns of a row that no canonical column reads."""
+        used = {self.source(row, name) for name in self.names}
+        return [str(column) for column in row if column not in used]
+
+
+@dataclass
+class UserIds:
+    """Reads user ids of one file, all strings or all whole numbers."""
+
+    first: dict[str, tuple[str, Any]] = field(default_factory=dict)
+
+    def read(self, where: str, value: Any) -> str:
+        """Return the id as a string.
+
+        Raises:
+            RowError: if it is neither a string nor a whole number, or is empty.
+            DataError: if an earlier row had an id of the other type: '7' and 7 may or may not be one person.
+        """
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise RowError("bad_user_id", f"{where}: column 'user_id' is {kind_name(value)}, expected a string.")
+        if isinstance(value, str) and not value.strip():
+            raise RowError("bad_user_id", f"{where}: column 'user_id' is empty, expected a name or a number.")
+        kind = "a string" if isinstance(value, str) else "a number"
+        other = "a number" if isinstance(value, str) else "a string"
+        self.first.setdefault(kind, (where, value))
+        if other in self.first:
+            place, seen = self.first[other]
+            raise DataError(
+                f"user_id is {other} ({seen!r}) in {place} and {kind} ({value!r}) in {where}; "
+                "write all of them as strings."
+            )
+        return str(value)
+
+
+def read_text(where: str, column: str, value: Any) -> str:
+    """Return a text that has something in it.
+
+    Raises:
+        RowError: if it is not a string, or blank.
+    """
+    if not isinstance(value, str):
+        raise RowError("wrong_type", f"{where}: column '{column}' is {kind_name(value)}, expected a string.")
+    if not value.strip():
+        raise RowError("empty_text", f"{where}: column '{column}' is empty; drop the row or fill it.")
+    return value
+
+
+def read_messages(where: str, column: str, value: list[Any]) -> tuple[Message, ...]:
+    """Return a chat list as messages.
+
+    Raises:
+        RowError: if it is empty, or a message lacks a known role or string content.
+    """
+    if not value:
+        raise RowError("empty_text", f"{where}: column '{column}' is an empty list of messages.")
+    messages = []
+    for number, item in enumerate(value, start=1):
+        place = f"{where}: column '{column}', message {number}"
+        if not isinstance(item, Mapping) or "role" not in item or "content" not in item:
+            raise RowError("wrong_type", f"{place} is not an object with 'role' and 'content'.")
+        role = item["role"]
+        role = ROLE_ALIASES.get(role, role) if isinstance(role, str) else role
+        if role not in ROLES:
+            raise RowError("bad_role", f"{place} has role {item['role']!r}, expected one of {', '.join(ROLES)}.")
+        if not isinstance(item["content"], str):
+            raise RowError(
+                "wrong_type",
+                f"{place} has content that is {kind_name(item['content'])}, expected a string (text only).",
+            )
+        messages.append(Message(role, item["content"]))
+    return tuple(messages)
+
+
+def read_prompt(where: str, value: Any, column: str = "prompt") -> Prompt:
+    """Return a prompt: a string, or a list of messages.
+
+    Raises:
+        RowError: if it is neither.
+    """
+    if isinstance(value, list | tuple):
+        return read_messages(where, column, list(value))
+    if isinstance(value, str):
+        return read_text(where, column, value)
+    raise RowError(
+        "wrong_type",
+        f"{where}: column '{column}' is {kind_name(value)}, expected a string or a list of messages.",
+    )
+
+
+def read_score(where: str, column: str, value: Any) -> float | None:
+    """Return a finite number, or None where it is absent.
+
+    Raises:
+        RowError: if it is something else.
+    """
+    if value is None or value is MISSING:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise RowError("wrong_type", f"{where}: column '{column}' is {value!r}, expected a finite number or null.")
+    return float(value)
+
+
+def read_meta(where: str, value: Any) -> dict[str, Any]:
+    """Return a plain JSON object, empty where it is absent.
+
+    Raises:
+        RowError: if it is not an object that JSON can hold.
+    """
+    if value is None or value is MISSING:
+        return {}
+    if not isinstance(value, Mapping):
+        raise RowError("wrong_type", f"{where}: column 'meta' is {kind_name(value)}, expected an object.")
+    try:
+        canonical_json(dict(value))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RowError("wrong_type", f"{where}: column 'meta' cannot be written as JSON ({error}).") from None
+    return dict(value)
+
+
+def read_timestamp(where: str, value: Any) -> str | None:
+    """Return a timestamp as text, None where it is absent; seconds or milliseconds since 1970 become ISO 8601.
+
+    Raises:
+        RowError: if it is no date that can be ordered.
+    """
+    if value is None or value is MISSING:
+        return None
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            seconds = value / 1000 if abs(value) > MILLISECONDS else value
+            return datetime.fromtimestamp(seconds, tz=UTC).isoformat()
+        if isinstance(value, str):
+            time_order(value)
+            return value
+    except (ValueError, OverflowError, OSError):
+        pass
+    raise RowError(
+        "bad_timestamp",
+        f"{where}: column 'timestamp' is {value!r}, expected ISO 8601 such as 2024-05-31 or 2024-05-31T12:00:00Z.",
+    )
+
+
+def time_order(timestamp: str) -> float:
+    """Return a number that orders timestamps; a year or a month stands for its start, no zone for UTC.
+
+    Raises:
+        ValueError: if the text is not ISO 8601.
+
+    Example:
+        >>> time_order("2001") < time_order("2001-02") < time_order("2001-02-01T00:00:01Z")
+        True
+    """
+    text = timestamp.strip()
+    if len(text) == len("2001") and text.isdigit():
+        text += "-01-01"
+    elif len(text) == len("2001-02") and text[:4].isdigit() and text[4] == "-":
+        text += "-01"
+    moment = datetime.fromisoformat(text)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def check_unicode(where: str, columns: Mapping[str, Any]) -> None:
+    """Refuse text that UTF-8 cannot carry, since tokenizers and files would fail on it later.
+
+    Raises:
+        RowError: naming the column that holds a lone surrogate.
+    """
+    for name, value in columns.items():
+        try:
+            canonical_json(value).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise RowError(
+                "lone_surrogate",
+                f"{where}: column '{name}' holds a lone surrogate (U+{ord(error.object[error.start]):04X}), "
+                "which is not text; repair the text or drop the row.",
+            ) from None
+
+
+def nearest(name: str, known: Any) -> str:
+    """Return ' Did you mean ...?' for the known name that is nearest, or nothing."""
+    matches = get_close_matches(name, [str(item) for item in known], n=1, cutoff=0.5)
+    return f" Did you mean '{matches[0]}'?" if matches else ""

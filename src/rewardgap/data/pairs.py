@@ -1,0 +1,181 @@
+"""One raw preference row to one `PreferencePair`, in any of the layouts that files of this field use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rewardgap.core.records import Message, PreferencePair, Prompt, prompt_messages
+from rewardgap.data.base import PreferenceDataset
+from rewardgap.data.collecting import ExampleIds, OnBadRow, collect
+from rewardgap.data.columns import (
+    MISSING,
+    Columns,
+    UserIds,
+    read_messages,
+    read_meta,
+    read_prompt,
+    read_score,
+    read_text,
+    read_timestamp,
+)
+from rewardgap.data.reading import RawRow, RowError, kind_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+PAIR_COLUMNS = (
+    "user_id",
+    "example_id",
+    "prompt",
+    "history",
+    "chosen",
+    "rejected",
+    "reference",
+    "timestamp",
+    "chosen_score",
+    "rejected_score",
+    "meta",
+)
+PAIR_ALIASES: Mapping[str, tuple[str, ...]] = {
+    "prompt": ("context", "instruction"),
+    "chosen": ("winner",),
+    "rejected": ("loser",),
+    "reference": ("completion",),
+}
+PAIR_OPTIONS: Mapping[str, str] = {
+    "columns": "mapping from canonical column to the file's own column name",
+    "on_bad_row": "'error' stops at the first bad row, 'drop' leaves bad rows out and counts them by reason",
+    "example_ids": "'given' keeps the file's ids, 'content' names each row by a hash of its content",
+    "first_line": "whether a completion is one line (default false)",
+    "name": "the dataset's name in tables",
+}
+
+
+def pair_dataset(
+    name: str,
+    raw_rows: Iterable[RawRow],
+    *,
+    columns: Mapping[str, str] | None,
+    on_bad_row: OnBadRow,
+    example_ids: ExampleIds,
+    first_line: bool,
+) -> PreferenceDataset:
+    """Return the dataset of raw preference rows.
+
+    Raises:
+        ConfigError: if an option is wrong.
+        DataError: if a row is bad, naming place and column.
+    """
+    table = Columns(PAIR_COLUMNS, PAIR_ALIASES, columns or {})
+    users = UserIds()
+    unused: dict[str, None] = {}
+
+    def parse(where: str, row: Mapping[str, Any]) -> PreferencePair | None:
+        unused.update(dict.fromkeys(table.unused(row)))
+        return read_pair(where, row, table, users)
+
+    found = collect(name, raw_rows, parse, on_bad_row=on_bad_row, example_ids=example_ids)
+    notes = list(found.notes)
+    if unused:
+        notes.append(f"Columns not used: {', '.join(unused)}.")
+    upside_down = sum(pair.margin is not None and pair.margin < 0 for pair in found.rows)
+    if upside_down:
+        notes.append(f"{upside_down} pairs have a chosen_score below their rejected_score.")
+    return PreferenceDataset(name, found.rows, found.dropped, tuple(notes), first_line)
+
+
+def read_pair(where: str, row: Mapping[str, Any], columns: Columns, users: UserIds) -> PreferencePair | None:
+    """Return a row as a pair, or None where chosen and rejected are the same text.
+
+    Raises:
+        RowError: if a column is missing or wrong.
+        DataError: if user ids are strings in some rows and numbers in others.
+    """
+    user_id = users.read(where, columns.required(where, row, "user_id"))
+    prompt, chosen, rejected = _read_sides(where, row, columns)
+    if chosen == rejected:
+        return None
+    reference = columns.value(row, "reference")
+    return PreferencePair(
+        user_id=user_id,
+        example_id=read_example_id(where, columns.value(row, "example_id")),
+        prompt=prompt,
+        chosen=chosen,
+        rejected=rejected,
+        reference=None if reference is MISSING or reference is None else read_text(where, "reference", reference),
+        timestamp=read_timestamp(where, columns.value(row, "timestamp")),
+        chosen_score=read_score(where, "chosen_score", columns.value(row, "chosen_score")),
+        rejected_score=read_score(where, "rejected_score", columns.value(row, "rejected_score")),
+        meta=read_meta(where, columns.value(row, "meta")),
+    )
+
+
+def read_example_id(where: str, value: Any) -> str:
+    """Return the id as a string, '' where it is absent.
+
+    Raises:
+        RowError: if it is neither a string nor a whole number.
+    """
+    if value is None or value is MISSING:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise RowError("wrong_type", f"{where}: column 'example_id' is {kind_name(value)}, expected a string.")
+    return str(value)
+
+
+def _read_sides(where: str, row: Mapping[str, Any], columns: Columns) -> tuple[Prompt, str, str]:
+    chosen = columns.required(where, row, "chosen")
+    rejected = columns.required(where, row, "rejected")
+    if columns.value(row, "prompt") in (MISSING, None) and isinstance(chosen, list) and isinstance(rejected, list):
+        return _split_conversations(where, chosen, rejected)
+    prompt = _read_whole_prompt(where, row, columns)
+    return (
+        prompt,
+        _read_completion(where, "chosen", chosen, prompt),
+        _read_completion(where, "rejected", rejected, prompt),
+    )
+
+
+def _read_whole_prompt(where: str, row: Mapping[str, Any], columns: Columns) -> Prompt:
+    prompt = read_prompt(where, columns.required(where, row, "prompt"))
+    history = columns.value(row, "history")
+    if history is MISSING or history is None or history == []:
+        return prompt
+    if not isinstance(history, list):
+        raise RowError("wrong_type", f"{where}: column 'history' is {kind_name(history)}, expected a list of messages.")
+    return (*read_messages(where, "history", history), *prompt_messages(prompt))
+
+
+def _read_completion(where: str, column: str, value: Any, prompt: Prompt) -> str:
+    if not isinstance(value, list):
+        return read_text(where, column, value)
+    messages = read_messages(where, column, value)
+    if len(messages) > 1 and messages[:-1] != prompt_messages(prompt):
+        raise RowError(
+            "bad_conversation",
+            f"{where}: column '{column}' has {len(messages)} messages that do not begin with the prompt; "
+            "give the last assistant turn only.",
+        )
+    return _last_turn(where, column, messages)
+
+
+def _split_conversations(where: str, chosen: list[Any], rejected: list[Any]) -> tuple[Prompt, str, str]:
+    """Take the leading messages that both conversations share as the prompt."""
+    ours = read_messages(where, "chosen", chosen)
+    theirs = read_messages(where, "rejected", rejected)
+    if ours[:-1] != theirs[:-1] or len(ours) < 2:
+        raise RowError(
+            "bad_conversation",
+            f"{where}: without column 'prompt', 'chosen' and 'rejected' must be conversations that differ in their "
+            "last turn only; add 'prompt'.",
+        )
+    return ours[:-1], _last_turn(where, "chosen", ours), _last_turn(where, "rejected", theirs)
+
+
+def _last_turn(where: str, column: str, messages: tuple[Message, ...]) -> str:
+    last = messages[-1]
+    if last.role != "assistant":
+        raise RowError(
+            "bad_conversation", f"{where}: column '{column}' ends with role '{last.role}', expected 'assistant'."
+        )
+    return read_text(where, column, last.content)

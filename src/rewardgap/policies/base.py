@@ -1,0 +1,370 @@
+"""Everything that can be deployed for a user is an adapted policy: it generates, and it scores given completions."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from rewardgap.backbones.session import TrieSession
+from rewardgap.backbones.traces import NODES_PER_ROW, Trace, TraceCache, policy_traces
+from rewardgap.core.errors import ConfigError, DataError
+from rewardgap.core.seeds import child_seed
+from rewardgap.decoding.loop import Decoded, StopRule, decode
+from rewardgap.metrics.policy_accuracy import HEADLINE, VARIANT_NAMES, coverage, policy_scores
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+    from numpy.typing import NDArray
+
+    from rewardgap.backbones.hf import Backbone
+    from rewardgap.core.records import PreferencePair, Prompt
+    from rewardgap.decoding.base import Decoder
+    from rewardgap.rewards.guide import Guide, NodeRewards
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """What all deployments of a study share.
+
+    Args:
+        max_new_tokens: tokens at most.
+        min_new_tokens: end tokens may not come before.
+        max_prompt_tokens: the longest a prompt may be, demonstrations left out; None for what the context allows.
+        context_tokens: the longest a prompt with demonstrations may be; None for what the context allows.
+        on_long: "error", or "truncate_prompt".
+        first_line: completions are one line: generation stops at a line break, and the text is cut there.
+        score_top_k: candidates over which policy accuracy normalises where the deployment has no k of its own.
+        seed: decides draws.
+    """
+
+    max_new_tokens: int = 32
+    min_new_tokens: int = 0
+    max_prompt_tokens: int | None = None
+    context_tokens: int | None = None
+    on_long: Literal["error", "truncate_prompt"] = "error"
+    first_line: bool = False
+    score_top_k: int = 10
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prompt as the policy reads it, with how many demonstrations it shows and how many did not fit."""
+
+    prompt: Prompt
+    ids: tuple[int, ...]
+    shown: int = 0
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a deployment wrote for one prompt.
+
+    Attributes:
+        text: the completion after the completion rule (stripped; first line only where the data say so).
+        ids: token ids as generated.
+        ended: whether an end token closed it.
+        guidance_ratio: spread of λ r over spread of log π among candidates; None without guidance.
+        changed: share of steps at which guidance took another token than the policy's best; None without guidance.
+        near_ties: steps whose two best scores lay within 2e-4.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    ended: bool
+    guidance_ratio: float | None = None
+    changed: float | None = None
+    near_ties: int = 0
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How a deployment scores one given completion: every variant of policy accuracy, and the top-k coverage."""
+
+    variants: dict[str, float]
+    coverage: float
+
+
+@dataclass
+class PolicyRun:
+    """One batch of prompts under one deployment: prefilled once, then scored and continued in the same session.
+
+    Score before generating: rows that end leave the session.
+    """
+
+    policy: AdaptedPolicy
+    prompts: Sequence[Prompt]
+    states: Sequence[Any]
+    prepared: list[Prepared]
+    seeds: Sequence[int]
+    session: TrieSession
+    tips: torch.Tensor
+    guide_cost: tuple[int, int] = field(default=(0, 0))
+
+    def scores(self, completions: Sequence[Sequence[str]]) -> list[list[Scores]]:
+        """Score given completions of each prompt."""
+        policy = self.policy
+        encoder = policy.backbone.encoder
+        ids = [
+            [encoder.encode_completion(text, after=prompt) for text in row]
+            for prompt, row in zip(self.prompts, completions, strict=True)
+        ]
+        top_k = min(policy.score_top_k, policy.backbone.vocabulary)
+        traces = self._traces(ids, top_k)
+        rewards = policy.node_rewards(self, traces)
+        weight = policy.decoder.guidance_weight if rewards is not None else 0.0
+        return [
+            [
+                score_completion(trace, rewards[row][number] if rewards is not None else None, weight)
+                for number, trace in enumerate(row_traces)
+            ]
+            for row, row_traces in enumerate(traces)
+        ]
+
+    def _traces(self, ids: Sequence[Sequence[Sequence[int]]], top_k: int) -> list[list[Trace]]:
+        cache, backbone = self.policy.traces, self.policy.backbone
+        if cache is None:
+            return policy_traces(self.session, self.tips, ids, backbone.encoder.end_id, top_k)
+        keys = [
+            [cache.key(backbone, prepared.ids, text, top_k) for text in row]
+            for prepared, row in zip(self.prepared, ids, strict=True)
+        ]
+        found = [[cache.load_trace(key) for key in row] for row in keys]
+        if any(trace is None for row in found for trace in row):
+            fresh = policy_traces(self.session, self.tips, ids, backbone.encoder.end_id, top_k)
+            for row_keys, row in zip(keys, fresh, strict=True):
+                for key, trace in zip(row_keys, row, strict=True):
+                    cache.save_trace(key, trace)
+            return fresh
+        return [[trace for trace in row if trace is not None] for row in found]
+
+    def generate(self) -> list[Generation]:
+        """Write a completion for each prompt."""
+        policy = self.policy
+        guide = policy.guide(self)
+        decoded = decode(self.session, self.tips, policy.decoder, policy.stop_rule(), guide=guide, seeds=self.seeds)
+        if guide is not None:
+            self.guide_cost = (guide.forwards, guide.tokens)
+        return [policy.finish(row) for row in decoded]
+
+    @property
+    def forwards(self) -> int:
+        """Return the forward passes so far, of policy and guide."""
+        return self.session.forwards + self.guide_cost[0]
+
+    @property
+    def tokens(self) -> int:
+        """Return the tokens sent through networks so far, of policy and guide."""
+        return self.session.tokens + self.guide_cost[1]
+
+
+class AdaptedPolicy(ABC):
+    """A policy as one user meets it.
+
+    Args:
+        backbone: the frozen policy.
+        decoder: how tokens are chosen.
+        settings: shared by all deployments of a study.
+        state: the user's state, for use with one user; `states=` of a call goes before it.
+        traces: where scored completions are kept.
+    """
+
+    name: str = ""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        decoder: Decoder,
+        settings: GenerationSettings | None = None,
+        state: Any = None,
+        traces: TraceCache | None = None,
+    ) -> None:
+        self.backbone, self.decoder = backbone, decoder
+        self.settings = settings or GenerationSettings()
+        self.state = state
+        self.traces = traces
+
+    @abstractmethod
+    def adapt(self, support: Sequence[PreferencePair]) -> Any:
+        """Return the state of a user who revealed these pairs."""
+
+    def show(self, prompt: Prompt, state: Any, limit: int) -> Prepared:
+        """Return the prompt as the policy reads it, in at most `limit` tokens."""
+        ids = self.backbone.encoder.encode_prompt(prompt, max_tokens=limit, on_long=self.settings.on_long)
+        return Prepared(prompt, ids)
+
+    def guide(self, run: PolicyRun) -> Guide | None:
+        """Return the rewards that steer a run, or None."""
+        return None
+
+    def node_rewards(self, run: PolicyRun, traces: Sequence[Sequence[Trace]]) -> list[list[NodeRewards]] | None:
+        """Return the rewards along given completions, or None where there is no reward."""
+        return None
+
+    @property
+    def score_top_k(self) -> int:
+        """Return the candidates over which policy accuracy normalises."""
+        return self.settings.score_top_k
+
+    def open(
+        self,
+        prompts: Sequence[Prompt],
+        states: Sequence[Any] | None = None,
+        seeds: Sequence[int] | None = None,
+        completions: Sequence[Sequence[str]] = (),
+    ) -> PolicyRun:
+        """Prefill a batch of prompts of different users.
+
+        Args:
+            prompts: B prompts.
+            states: B user states; the bound state for all unless given.
+            seeds: B seeds for draws; made from settings.seed and the prompt unless given.
+            completions: those that `scores` will be asked for, so that room is left for them.
+
+        Raises:
+            ConfigError: if the numbers of prompts and states differ.
+            DataError: if a prompt and the new tokens do not fit the context.
+        """
+        states = [self.state] * len(prompts) if states is None else list(states)
+        if len(states) != len(prompts):
+            raise ConfigError(f"{len(states)} states for {len(prompts)} prompts; give one state a prompt.")
+        settings, context = self.settings, self.backbone.context
+        limit = min(settings.max_prompt_tokens or context, context - settings.max_new_tokens)
+        if limit < 1:
+            raise DataError(
+                f"max_new_tokens {settings.max_new_tokens} leaves no room for a prompt: {self.backbone.name} reads "
+                f"{context} tokens."
+            )
+        prepared = [self.show(prompt, state, limit) for prompt, state in zip(prompts, states, strict=True)]
+        seeds = seeds or [child_seed(settings.seed, "decode", index, str(p)) for index, p in enumerate(prompts)]
+        room = self._room(completions, prompts)
+        session = TrieSession(self.backbone, len(prompts), max(len(p.ids) for p in prepared) + room)
+        tips = session.prefill([p.ids for p in prepared])
+        return PolicyRun(self, prompts, states, prepared, seeds, session, tips)
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        states: Sequence[Any] | None = None,
+        *,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
+    ) -> list[str]:
+        """Write a completion for each prompt.
+
+        Args:
+            prompts: B prompts.
+            states: B user states; the bound state for all unless given.
+            max_new_tokens: overrides the settings.
+            min_new_tokens: overrides the settings.
+        """
+        if not prompts:
+            return []
+        changed = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
+        before = self.settings
+        self.settings = replace(before, **{k: v for k, v in changed.items() if v is not None})  # type: ignore[arg-type]
+        try:
+            return [generation.text for generation in self.open(prompts, states).generate()]
+        finally:
+            self.settings = before
+
+    def log_score(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        states: Sequence[Any] | None = None,
+        *,
+        variant: str = HEADLINE,
+    ) -> NDArray[np.float64]:
+        """Return (B,) log-scores of given completions, in nats.
+
+        Args:
+            prompts: B prompts.
+            completions: B completions.
+            states: B user states; the bound state for all unless given.
+            variant: a variant of policy accuracy; the headline is the log-probability under stochastic guided decoding.
+
+        Raises:
+            NotScorableError: if the deployment has no tractable density.
+            ConfigError: if there is no such variant.
+        """
+        if variant not in VARIANT_NAMES:
+            raise ConfigError(f"unknown variant '{variant}'. Known: {', '.join(VARIANT_NAMES)}.")
+        if not prompts:
+            return np.zeros(0)
+        rows = [[text] for text in completions]
+        run = self.open(prompts, states, completions=rows)
+        return np.array([row[0].variants.get(variant, np.nan) for row in run.scores(rows)])
+
+    def stop_rule(self) -> StopRule:
+        """Return when generation ends."""
+        settings, encoder = self.settings, self.backbone.encoder
+        return StopRule(
+            encoder.end_ids,
+            settings.max_new_tokens,
+            settings.min_new_tokens,
+            encoder.line_break_ids if settings.first_line else (),
+        )
+
+    def finish(self, decoded: Decoded) -> Generation:
+        """Apply the completion rule to generated tokens."""
+        text = complete(self.backbone.encoder.decode(decoded.ids), self.settings.first_line)
+        steps = len(decoded.reward_spread)
+        fluency = sum(decoded.fluency_spread)
+        return Generation(
+            text,
+            tuple(decoded.ids),
+            decoded.ended,
+            sum(decoded.reward_spread) / fluency if steps and fluency > 0 else None,
+            decoded.changed / steps if steps else None,
+            decoded.near_ties,
+        )
+
+    def _room(self, completions: Sequence[Sequence[str]], prompts: Sequence[Prompt]) -> int:
+        encoder = self.backbone.encoder
+        decoding = self.settings.max_new_tokens + (self.decoder.top_k or 1) + 1
+        chains = [
+            sum(len(encoder.encode_completion(text, after=prompt)) + 1 for text in row)
+            for prompt, row in zip(prompts, completions, strict=False)
+        ]
+        return max(decoding, max(chains, default=0) + NODES_PER_ROW)
+
+
+def complete(text: str, first_line: bool) -> str:
+    """Apply the completion rule: strip; where completions are one line, keep the first."""
+    text = text.strip()
+    return text.split("\n", 1)[0].strip() if first_line else text
+
+
+def score_completion(trace: Trace, rewards: NodeRewards | None, guidance_weight: float) -> Scores:
+    """Return every variant of one completion's score, from its trace and the rewards along it."""
+    length, width = trace.candidates.shape
+    hits = trace.candidates == trace.tokens[:, None]
+    inside = hits.any(1)
+    column = np.where(inside, hits.argmax(1), width)
+    log_probs = np.concatenate([trace.candidate_log_probs, trace.log_probs[:, None]], 1)
+    mask = np.concatenate([np.ones((length, width), bool), ~inside[:, None]], 1)
+    gained = None
+    prefixes = np.zeros(length + 1)
+    if rewards is not None:
+        prefixes = rewards.prefixes
+        gained = np.concatenate([rewards.candidates, prefixes[1:, None]], 1)
+    variants = policy_scores(
+        trace.log_probs,
+        prefixes,
+        guidance_weight,
+        candidate_log_probs=log_probs,
+        candidate_rewards=gained,
+        candidate_mask=mask,
+        gold_column=column,
+        in_top_k=inside,
+    )
+    if rewards is None:
+        del variants["reward_only"]
+    return Scores(variants, coverage(inside))

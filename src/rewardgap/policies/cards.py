@@ -1,0 +1,29 @@
+"""Cards of deployments that need no reward model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rewardgap.policies.base import AdaptedPolicy
+
+
+@dataclass(frozen=True)
+class PolicyCard:
+    """A deployment as the catalogue lists it.
+
+    `build(backbone, settings, traces, num_demonstrations, retriever)` makes it; the last two are None where the study
+    does not give them.
+    """
+
+    name: str
+    summary: str
+    equation: str
+    paper: str
+    build: Callable[..., AdaptedPolicy]
+    deviations: tuple[str, ...] = ()
+    family: str = "policy"
+    personal: bool = False

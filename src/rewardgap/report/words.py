@@ -1,0 +1,135 @@
+"""The columns of a report and what they mean, in plain words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rewardgap.core.results import Stage
+    from rewardgap.report.numbers import Unit
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the leaderboard.
+
+    `ranked` says that a higher number is better *and* that it means something to be first: not so for the circular
+    win rate, for the base policy or for time.
+    """
+
+    name: str
+    group: str
+    title: str
+    short: str
+    stage: Stage
+    metric: str
+    unit: Unit = "points"
+    ranked: bool = True
+
+
+RM_ACCURACY = Column("rm", "Ranking", "RM accuracy", "RM acc.", "rm_accuracy", "accuracy")
+POLICY_ACCURACY = Column("policy", "Ranking", "Policy accuracy", "Policy acc.", "policy_accuracy", "rgd_topk")
+BASE = Column("base", "Ranking", "base", "base", "policy_accuracy", "base", ranked=False)
+ROUGE_1 = Column("rouge1", "Writing", "ROUGE-1", "ROUGE-1", "behaviour", "rouge1")
+WIN_SELF = Column(
+    "self", "Win rate over zero-shot, and cost", "Own judge (circular)", "self, circular", "win_rate", "win_self",
+    ranked=False,
+)  # fmt: skip
+WIN_CROSS = Column("cross", WIN_SELF.group, "Independent judge", "cross", "win_rate", "win_cross")
+SECONDS = Column(
+    "seconds", WIN_SELF.group, "Seconds per completion", "s / compl.", "cost", "seconds_per_completion", "seconds",
+    ranked=False,
+)  # fmt: skip
+
+COLUMNS: tuple[Column, ...] = (
+    RM_ACCURACY,
+    POLICY_ACCURACY,
+    BASE,
+    ROUGE_1,
+    Column("rougeL", "Writing", "ROUGE-L", "ROUGE-L", "behaviour", "rougeL"),
+    Column("bertscore", "Writing", "BERTScore-F1", "BERTScore", "behaviour", "bertscore_f1"),
+    WIN_SELF,
+    WIN_CROSS,
+    SECONDS,
+)
+GROUPS: tuple[str, ...] = tuple(dict.fromkeys(column.group for column in COLUMNS))
+
+DETAILS: tuple[Column, ...] = (
+    Column("mean_rgd_topk", "Policy accuracy", "per token", "", "policy_accuracy", "mean_rgd_topk"),
+    Column("raw_value", "Policy accuracy", "raw value", "", "policy_accuracy", "raw_value"),
+    Column("raw_delta", "Policy accuracy", "raw delta", "", "policy_accuracy", "raw_delta"),
+    Column("mean_value", "Policy accuracy", "mean value", "", "policy_accuracy", "mean_value"),
+    Column("mean_delta", "Policy accuracy", "mean delta", "", "policy_accuracy", "mean_delta"),
+    Column("reward_only", "Policy accuracy", "reward only", "", "policy_accuracy", "reward_only"),
+    Column("mean_base", "Policy accuracy", "base, per token", "", "policy_accuracy", "mean_base"),
+    Column("coverage_chosen", "Coverage", "covered, chosen", "", "policy_accuracy", "coverage_chosen", ranked=False),
+    Column(
+        "coverage_rejected", "Coverage", "covered, rejected", "", "policy_accuracy", "coverage_rejected", ranked=False
+    ),
+    Column("length_ratio", "Text", "length ratio", "", "behaviour", "length_ratio", "ratio", ranked=False),
+    Column("empty_rate", "Text", "empty", "", "behaviour", "empty_rate", ranked=False),
+    Column("guidance_ratio", "Text", "guidance ratio", "", "behaviour", "guidance_ratio", "ratio", ranked=False),
+    Column("tokens", "Cost a completion", "tokens", "", "cost", "tokens_per_completion", "count", ranked=False),
+    Column("forwards", "Cost a completion", "forwards", "", "cost", "forwards_per_completion", "count", ranked=False),
+)
+
+GLOSSARY: tuple[tuple[str, str], ...] = (
+    ("Deployment", "A way to serve a user: a method with all its settings. λ is the weight of the reward against the "
+     "policy's own log-probability, k the number of candidate tokens at a step; the number after an in-context method "
+     "counts the demonstrations in the prompt."),
+    ("RM accuracy", "How often the reward model gives the higher reward to the text the user preferred. Seen users "
+     "took part in fitting, on other pairs; unseen users were met afterwards, through their support examples only. "
+     "Ties count one half."),
+    ("Policy accuracy", "How often the deployed policy, used as a scorer, finds the preferred text more likely than "
+     "the rejected one (rgd_topk: the probability that guided decoding over the k candidates would write it, the "
+     "text's own token always among them)."),
+    ("base", "Policy accuracy of the policy alone, at guidance weight zero. What a deployment adds is its policy "
+     "accuracy beyond this."),
+    ("raw, mean, value, delta", "Other ways to add up log-probability and reward over a text: as a sum or per token; "
+     "with the reward of each prefix or with its increments. Those that are raw depend on conventions that decoding "
+     "does not see."),
+    ("reward only", "The same pairs ranked by the reward alone: RM accuracy, measured on the way."),
+    ("Coverage", "Share of a text's tokens that lie among the k candidates of the policy."),
+    ("ROUGE-1, ROUGE-L", "Overlap of the completion with what the user wrote: shared words, and the longest common "
+     "subsequence (F1, without stemming), in points."),
+    ("BERTScore-F1", "Overlap by token embeddings instead of exact words (F1), in points. Its values sit in a narrow, "
+     "high band: compare them with each other only."),
+    ("Length ratio, empty", "Length of the completions over that of the references, and the share of empty "
+     "completions."),
+    ("Guidance ratio", "How much the reward moves the scores of candidate tokens, against how much the policy's "
+     "log-probabilities do."),
+    ("Win rate, own judge (circular)", "Share of prompts where the reward model that guided prefers its own text to "
+     "the zero-shot text. Guidance maximises exactly this, so a high number says that guidance works as built, not "
+     "that the text is better."),
+    ("Win rate, independent judge", "The same, judged by another reward model. Where several judged, tables show the "
+     "lowest. One half means no preference."),
+    ("Interval", "95 % interval from a bootstrap over users, in brackets. Two numbers are called distinguishable here "
+     "when their intervals do not overlap. This is a cautious rule: intervals can overlap although a paired test would "
+     "tell the two apart."),
+    ("Kendall's τ-b", "Agreement of two rankings of the reward models: 1 the same, 0 unrelated, −1 reversed."),
+    ("Support, shots", "Support size is the number of examples a user reveals; shots are those that an in-context "
+     "prompt shows."),
+    ("Points", "Hundredths. A fraction of 0.412 is 41.2 points."),
+)  # fmt: skip
+
+_STAGE_WORDS = {
+    "rm_accuracy": "RM accuracy",
+    "policy_accuracy": "policy accuracy",
+    "behaviour": "behaviour",
+    "win_rate": "win rate",
+    "rgd_topk": "policy accuracy",
+    "rouge1": "ROUGE-1",
+    "rougeL": "ROUGE-L",
+    "bertscore_f1": "BERTScore-F1",
+    "win_self": "win rate (own judge, circular)",
+    "win_cross": "win rate (independent judge)",
+}
+
+
+def axis(name: str) -> str:
+    """Return the words for one side of a tau: 'behaviour.rouge1' and 'rouge1' are both 'ROUGE-1'."""
+    for part in reversed(name.replace(":", ".").replace("/", ".").split(".")):
+        if part in _STAGE_WORDS:
+            return _STAGE_WORDS[part]
+    return name

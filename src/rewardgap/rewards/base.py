@@ -1,0 +1,551 @@
+"""The face of every reward head: fit on pairs, adapt to a user without changing anything, give rewards.
+
+A head turns features of (prompt, completion), however they were made, into one number for one user. Shared parameters
+live in the head; what belongs to a user is a `UserState`, a value outside it.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, overload
+
+import numpy as np
+import torch
+
+from rewardgap.core.errors import ConfigError, DataError, ShapeError
+from rewardgap.numerics.bradley_terry import accuracy, pair_loss
+from rewardgap.rewards.fitting import (
+    Features,
+    FitHistory,
+    LossAggregation,
+    Optimiser,
+    check_positive,
+    column_moments,
+    fit_head,
+    paired_features,
+    thinned,
+    training_pairs,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = [
+    "FitHistory",
+    "Head",
+    "LinearHead",
+    "MethodCard",
+    "TextUtility",
+    "UserState",
+    "meaning",
+    "states_from_tensors",
+    "states_to_tensors",
+]
+
+
+class TextUtility(Protocol):
+    """A reward that is known for texts, as in a dataset whose truth is known; no features, nothing to fit."""
+
+    def __call__(self, user_id: str, prompt: str, completion: str) -> float:
+        """Return the user's utility of a completion."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class UserState:
+    """Everything that belongs to one user: a few named vectors, and the number of pairs they were made from.
+
+    Two states are equal where method, count and every number are. A user with no pairs has a state too: the cold start.
+    """
+
+    method: str
+    values: Mapping[str, torch.Tensor]
+    num_support: int
+
+    def __post_init__(self) -> None:
+        """Take copies, so that no later change of a tensor reaches the state."""
+        object.__setattr__(self, "values", {k: v.detach().cpu().clone() for k, v in self.values.items()})
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the vectors as numpy arrays."""
+        return {name: value.numpy().copy() for name, value in self.values.items()}
+
+    def __eq__(self, other: object) -> bool:
+        """Compare by content, to the bit."""
+        if not isinstance(other, UserState):
+            return NotImplemented
+        if (self.method, self.num_support, set(self.values)) != (other.method, other.num_support, set(other.values)):
+            return False
+        return all(
+            value.dtype == other.values[name].dtype and torch.equal(value, other.values[name])
+            for name, value in self.values.items()
+        )
+
+    def __hash__(self) -> int:
+        """Hash by what equality needs first."""
+        return hash((self.method, self.num_support, *sorted(self.values)))
+
+
+_COUNT, _VALUE = "num_support", "values."
+
+
+def states_to_tensors(states: Mapping[str, UserState]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Turn states of one method into what a safetensors file holds: a matrix a named vector, one row a user.
+
+    Args:
+        states: user id to state, in the order of the rows.
+
+    Returns:
+        Tensors, and string metadata with the method and the user ids as JSON.
+
+    Raises:
+        DataError: if the states are of different methods or shapes; the message names the user.
+    """
+    table = list(states.items())
+    tensors = {_COUNT: torch.tensor([state.num_support for _, state in table], dtype=torch.int64)}
+    first = table[0][1] if table else UserState("", {}, 0)
+    like = {name: (value.shape, value.dtype) for name, value in first.values.items()}
+    for user, state in table:
+        here = {name: (value.shape, value.dtype) for name, value in state.values.items()}
+        if state.method != first.method or here != like:
+            raise DataError(
+                f"state of user {user!r} is of {state.method!r} with {sorted(state.values)}; expected the method and "
+                f"shapes of the first user's, {first.method!r} with {sorted(first.values)}."
+            )
+    for name in first.values:
+        tensors[_VALUE + name] = torch.stack([state.values[name] for _, state in table])
+    return tensors, {"method": first.method, "users": json.dumps([user for user, _ in table])}
+
+
+def states_from_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> dict[str, UserState]:
+    """Read what `states_to_tensors` gave.
+
+    Raises:
+        DataError: if names, rows and ids do not belong together.
+    """
+    if "users" not in metadata or "method" not in metadata or _COUNT not in tensors:
+        raise DataError(f"no table of user states: expected metadata 'method' and 'users' and a tensor '{_COUNT}'.")
+    users = json.loads(metadata["users"])
+    rows = {name: len(tensor) for name, tensor in tensors.items()}
+    if len(set(users)) != len(users) or set(rows.values()) != {len(users)}:
+        raise DataError(f"the table of user states has {len(users)} user ids and rows {rows}; expected one row an id.")
+    vectors = {name.removeprefix(_VALUE): tensor for name, tensor in tensors.items() if name.startswith(_VALUE)}
+    counts = tensors[_COUNT].tolist()
+    return {
+        user: UserState(metadata["method"], {name: vectors[name][row] for name in vectors}, int(counts[row]))
+        for row, user in enumerate(users)
+    }
+
+
+def meaning(text: str) -> dict[str, str]:
+    """Return the metadata of a field of a method's settings: its meaning, which listings and `--help` show."""
+    return {"meaning": text}
+
+
+@dataclass(frozen=True)
+class MethodCard:
+    """A method as data: what it is, where it is from, what is done differently here, how to build it.
+
+    `config` is a frozen dataclass of plain fields, each with its `meaning`; `build` makes a head from one.
+    `deviations` are whole sentences; an empty tuple is a claim. `personal` says whether users differ.
+    """
+
+    name: str
+    summary: str
+    paper: str
+    equation: str
+    peer: str
+    deviations: tuple[str, ...]
+    config: type
+    build: Callable[[Any], Head]
+    personal: bool
+    family: Literal["head", "autoregressive"] = "head"
+
+
+class Head(ABC):
+    """A reward head: shared parameters over features, fitted on pairs of many users.
+
+    On frozen features, `fit` does everything. A loop that trains a backbone as well does the same steps itself:
+
+        build → observe → (losses + penalty, step over parameters)* → finish → calibrate
+
+    Attributes:
+        name: the method's name in the catalogue.
+        width: D, the number of features.
+        users: the training users, sorted.
+        counts: (U,) training pairs a user.
+        mean, std: (D,) moments of the training features; rewards are read on standardised features.
+        reward_scale: standard deviation of r+ - r- over the training pairs; divide by it before decoding.
+        history: what the fit went through.
+    """
+
+    name: ClassVar[str]
+    optimiser: Optimiser = "lbfgs"
+    max_steps: int = 1000
+    tolerance: float = 1e-7
+    learning_rate: float = 5e-2
+    loss_agg: LossAggregation = "pair"
+
+    def __init__(self) -> None:
+        self.width = 0
+        self.users: tuple[str, ...] = ()
+        self.counts = torch.zeros(0, dtype=torch.long)
+        self.mean = torch.zeros(0)
+        self.std = torch.ones(0)
+        self.reward_scale = 1.0
+        self.history: FitHistory | None = None
+
+    # What a method writes.
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """Return the plain values that build this head again."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the method's own tensors by name, shared and per training user; each is an attribute of that name."""
+
+    @abstractmethod
+    def initialise(self, generator: torch.Generator) -> None:
+        """Create the method's tensors for `width` and `users`, in the dtype of `mean`."""
+
+    @abstractmethod
+    def parameters(self) -> list[dict[str, Any]]:
+        """Return the optimiser's groups, shared before per-user.
+
+        A group has `params`, and `lr`, which suits training together with a backbone; `unit` as in `minimise_lbfgs`.
+        """
+
+    @abstractmethod
+    def train_rewards(self, features: torch.Tensor, user_index: torch.Tensor) -> torch.Tensor:
+        """Return the (N,) differentiable rewards of (N, D) features for training users (N,)."""
+
+    @abstractmethod
+    def adapt(self, chosen: Features, rejected: Features) -> UserState:
+        """Return a new user's state from (n, D) support pairs; changes nothing, draws nothing; n = 0 is allowed."""
+
+    @abstractmethod
+    def _own_state(self, row: int) -> UserState:
+        """Return the state of the training user in that row."""
+
+    @abstractmethod
+    def batch_rewards(self, features: torch.Tensor, states: Sequence[UserState]) -> torch.Tensor:
+        """Return (B, ...) rewards of (B, ..., D) features, one user a leading row."""
+
+    def penalty(self) -> torch.Tensor:
+        """Return the regulariser, in nats a pair."""
+        return self.mean.new_zeros(())
+
+    def finish(self) -> None:
+        """Freeze what training left: called once after the last step."""
+        for name, tensor in self.tensors().items():
+            setattr(self, name, tensor.detach())
+
+    def losses(self, chosen: torch.Tensor, rejected: torch.Tensor, user_index: torch.Tensor) -> torch.Tensor:
+        """Return the (N,) losses of (N, D) pairs of training users, differentiable in features and parameters."""
+        return pair_loss(self.train_rewards(chosen, user_index) - self.train_rewards(rejected, user_index))
+
+    def bind_losses(
+        self, chosen: torch.Tensor, rejected: torch.Tensor, user_index: torch.Tensor
+    ) -> Callable[[], torch.Tensor]:
+        """Return `losses` of fixed pairs as a function of the parameters, with what never changes computed once."""
+        return lambda: self.losses(chosen, rejected, user_index)
+
+    # What all methods share.
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the dtype rewards are computed in."""
+        return self.mean.dtype
+
+    def build(
+        self,
+        width: int,
+        users: Sequence[str],
+        *,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Create fresh parameters for D = `width` features and these training users."""
+        if width < 1 or not users:
+            raise DataError(f"{self.name}: expected at least 1 feature and 1 user, got {width} and {len(users)}.")
+        self.width, self.users = width, tuple(users)
+        self.counts = torch.zeros(len(users), dtype=torch.long)
+        self.mean, self.std = torch.zeros(width, dtype=dtype), torch.ones(width, dtype=dtype)
+        self.reward_scale, self.history = 1.0, None
+        self.initialise(torch.Generator().manual_seed(seed))
+        self.to(device=device)
+
+    def observe(self, chosen: torch.Tensor, rejected: torch.Tensor, user_index: torch.Tensor) -> None:
+        """Take the moments of the (N, D) training features, and the number of pairs of each user."""
+        mean, std = column_moments(chosen, rejected)
+        self.mean, self.std = mean.to(self.mean), std.to(self.std)
+        self.counts = torch.bincount(user_index.cpu(), minlength=len(self.users))
+
+    def fit(self, chosen: Features, rejected: Features, user: Sequence[str], *, seed: int = 0) -> Self:
+        """Fit shared parameters and the states of the training users.
+
+        Args:
+            chosen: (N, D) features of the chosen completions; float64 features give a float64 head, others float32.
+            rejected: (N, D) features of the rejected completions.
+            user: (N,) user ids.
+            seed: decides the initialisation; nothing else is drawn.
+
+        Returns:
+            The head itself, with `history` and `reward_scale` set.
+
+        Raises:
+            DataError: if there is no pair, a feature is not finite, or a user id is no string.
+            ShapeError: if the shapes disagree.
+        """
+        pairs = training_pairs(chosen, rejected, user)
+        self.build(
+            pairs.chosen.shape[1],
+            pairs.users,
+            seed=seed,
+            dtype=self.fit_dtype(pairs.chosen.dtype),
+            device=pairs.chosen.device,
+        )
+        self.observe(pairs.chosen, pairs.rejected, pairs.user_index)
+        trace = fit_head(self, pairs)
+        self.finish()
+        self.to(dtype=pairs.chosen.dtype)
+        self.calibrate(pairs.chosen, pairs.rejected, pairs.user_index, trace.losses, trace.converged)
+        return self
+
+    def fit_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype that parameters have while `fit` works on features of `dtype`."""
+        return dtype
+
+    def calibrate(
+        self,
+        chosen: torch.Tensor,
+        rejected: torch.Tensor,
+        user_index: torch.Tensor,
+        losses: Sequence[float],
+        converged: bool,
+    ) -> None:
+        """Set `reward_scale` and `history` from the training pairs and the losses of the steps taken.
+
+        The scale is std(r+ - r-); where all margins are equal it is their size, and one where all are zero.
+        """
+        with torch.no_grad():
+            margins = self.train_rewards(chosen, user_index) - self.train_rewards(rejected, user_index)
+            margins = margins.double()
+        spread, size = float(margins.std(unbiased=False)), float(margins.abs().mean())
+        self.reward_scale = spread if spread > 1e-6 * size else size or 1.0
+        self.history = FitHistory(
+            thinned(losses), losses[-1], len(losses), converged, accuracy(margins), float(margins.mean())
+        )
+
+    @property
+    def diagnostics(self) -> dict[str, float]:
+        """Return loss, accuracy, mean margin and reward scale on the training pairs."""
+        if self.history is None:
+            raise ConfigError(f"{self.name} has no diagnostics before fit.")
+        history = self.history
+        return {
+            "loss": history.final_loss,
+            "accuracy": history.accuracy,
+            "margin": history.margin,
+            "reward_scale": self.reward_scale,
+        }
+
+    def state_of(self, user_id: str) -> UserState:
+        """Return a training user's own state.
+
+        Raises:
+            DataError: if the user was not among them; nobody is given another user's state.
+        """
+        if user_id not in self.users:
+            near = get_close_matches(str(user_id), self.users, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise DataError(
+                f"{self.name}: user {user_id!r} is none of the {len(self.users)} training users.{hint} "
+                f"Call adapt on the user's support."
+            )
+        return self._own_state(self.users.index(user_id))
+
+    @overload
+    def rewards(self, features: torch.Tensor, state: UserState) -> torch.Tensor: ...
+    @overload
+    def rewards(self, features: NDArray[Any], state: UserState) -> NDArray[Any]: ...
+    def rewards(self, features: Features, state: UserState) -> Features:
+        """Return rewards of one user, not divided by the scale; a numpy array for a numpy array.
+
+        Args:
+            features: (..., D).
+            state: of a training user or from `adapt`.
+
+        Returns:
+            (...) rewards.
+
+        Raises:
+            ShapeError: if the last axis is not D.
+            ConfigError: if the state is another method's, or nothing was fitted.
+        """
+        if isinstance(features, torch.Tensor):
+            return self.batch_rewards(features.unsqueeze(0), [state]).squeeze(0)
+        with torch.no_grad():
+            return self.rewards(torch.as_tensor(np.asarray(features)), state).numpy()
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return everything but `config()` as tensors; names and history are JSON in bytes."""
+        facts = {
+            "users": self.users,
+            "reward_scale": self.reward_scale,
+            "history": None if self.history is None else asdict(self.history),
+        }
+        payload = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
+        own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self._all_tensors().items()}
+        return {"facts": payload, **own}
+
+    def load_state_dict(self, tensors: Mapping[str, torch.Tensor]) -> Self:
+        """Take over what `state_dict` gave.
+
+        Raises:
+            ConfigError: if a tensor is missing, or is none of this method's.
+        """
+        expected = {"facts", *self._all_tensors()}
+        if set(tensors) != expected:
+            raise ConfigError(f"{self.name}: tensors are {sorted(tensors)}, expected {sorted(expected)}.")
+        facts = json.loads(tensors["facts"].cpu().numpy().tobytes())
+        self.build(len(tensors["mean"]), facts["users"], dtype=tensors["mean"].dtype)
+        for name, present in self._all_tensors().items():
+            if tensors[name].shape != present.shape:
+                raise ConfigError(
+                    f"{self.name}: {name} has shape {tuple(tensors[name].shape)}, expected {tuple(present.shape)}; "
+                    f"the file was written with other settings than {self.config()}."
+                )
+            setattr(self, name, tensors[name].detach().clone())
+        self.reward_scale = facts["reward_scale"]
+        past = facts["history"]
+        self.history = None if past is None else FitHistory(**{**past, "loss": tuple(past["loss"])})
+        return self
+
+    def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move the tensors to a device or, the floating ones, to a dtype."""
+        for name, tensor in self._all_tensors().items():
+            kind = dtype if tensor.is_floating_point() else None
+            if name != "counts":
+                moved = tensor.detach().to(device=device, dtype=kind)
+                setattr(self, name, moved.requires_grad_(tensor.requires_grad))
+        return self
+
+    def _all_tensors(self) -> dict[str, torch.Tensor]:
+        return {"mean": self.mean, "std": self.std, "counts": self.counts, **self.tensors()}
+
+    def standardise(self, features: torch.Tensor) -> torch.Tensor:
+        """Return (h - mean) / std in the head's dtype, on its device."""
+        return (features.to(self.mean) - self.mean) / self.std
+
+    def check_use(self, features: torch.Tensor, states: Sequence[UserState]) -> torch.Tensor:
+        """Return features ready for `batch_rewards`, or raise what is wrong with them or the states."""
+        if self.width == 0:
+            raise ConfigError(f"{self.name} is not fitted; call fit or load_state_dict before asking for rewards.")
+        if features.shape[-1] != self.width:
+            raise ShapeError(f"features have shape {tuple(features.shape)}, expected (..., {self.width}).")
+        if len(states) != len(features):
+            raise ShapeError(f"got {len(states)} user states for {len(features)} leading rows of features.")
+        for state in states:
+            if state.method != self.name:
+                raise ConfigError(f"a user state of {state.method!r} was given to {self.name!r}.")
+        return features.to(device=self.mean.device, dtype=self.dtype)
+
+    def support_pairs(self, chosen: Features, rejected: Features) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return checked (n, D) support pairs in float64 on the CPU; n = 0 may come in any empty shape."""
+        if self.width == 0:
+            raise ConfigError(f"{self.name} is not fitted; call fit or load_state_dict before adapt.")
+        if 0 in np.shape(chosen) and 0 in np.shape(rejected):
+            empty = torch.zeros(0, self.width, dtype=torch.float64)
+            return empty, empty
+        left, right = paired_features(chosen, rejected)
+        if left.shape[1] != self.width:
+            raise ShapeError(f"support has shape {tuple(left.shape)}, expected (n, D) with D = {self.width}.")
+        return left.double().cpu(), right.double().cpu()
+
+
+class LinearHead(Head):
+    """A head whose reward is one dot product a user.
+
+        r_u(h) = dᵤᵀ (h - mean),   dᵤ = V wᵤ / std
+
+    The basis V (D, R) is shared and trained with a Gaussian prior; what w_u may be is the method's.
+
+    Attributes:
+        basis: (D, R) directions in standardised features.
+        l2: the ridge on ‖V‖² in nats a pair, or None to derive it from `prior_margin`.
+        prior_margin: standard deviation, under the prior, of the margin of a typical training pair.
+        ridge: the ridge in force, set by `observe`.
+    """
+
+    basis: torch.Tensor
+
+    def __init__(self, *, prior_margin: float, l2: float | None) -> None:
+        super().__init__()
+        check_positive(self.name, prior_margin=prior_margin, **({} if l2 is None else {"l2": l2}))
+        self.prior_margin, self.l2, self.ridge = prior_margin, l2, 0.0
+
+    @abstractmethod
+    def training_weights(self) -> torch.Tensor:
+        """Return the (U, R) differentiable weights of the training users."""
+
+    @abstractmethod
+    def weights_of(self, state: UserState) -> torch.Tensor:
+        """Return the (R,) weights of a state."""
+
+    def fit_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Return float64: a linear fit is cheap, and its optimum should not depend on rounding."""
+        return torch.float64
+
+    def observe(self, chosen: torch.Tensor, rejected: torch.Tensor, user_index: torch.Tensor) -> None:
+        """Take moments and counts, and turn the stated prior into a ridge.
+
+        V_j ~ N(0, s² / E‖Δ‖² · I)  so that  std(V_jᵀΔ) = s,   ridge = E‖Δ‖² / (2 N s²)
+        """
+        super().observe(chosen, rejected, user_index)
+        if self.l2 is None:
+            energy = float(self.differences(chosen, rejected).square().sum(-1).mean())
+            self.ridge = (energy or float(self.width)) / (2 * len(chosen) * self.prior_margin**2)
+        else:
+            self.ridge = self.l2
+
+    def differences(self, chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
+        """Return standardised (h+ - h-); the mean cancels."""
+        return (chosen.to(self.mean) - rejected.to(self.mean)) / self.std
+
+    def penalty(self) -> torch.Tensor:
+        """Return ridge · ‖V‖²."""
+        return self.ridge * self.basis.square().sum()
+
+    def train_rewards(self, features: torch.Tensor, user_index: torch.Tensor) -> torch.Tensor:
+        """Return (N,) rewards w_uᵀ Vᵀ (h - mean) / std."""
+        return self._combine(self.standardise(features), user_index)
+
+    def bind_losses(
+        self, chosen: torch.Tensor, rejected: torch.Tensor, user_index: torch.Tensor
+    ) -> Callable[[], torch.Tensor]:
+        """Return the (N,) losses as a function of the parameters, from differences formed once."""
+        differences = self.differences(chosen, rejected)
+        return lambda: pair_loss(self._combine(differences, user_index))
+
+    def _combine(self, rows: torch.Tensor, user_index: torch.Tensor) -> torch.Tensor:
+        return ((rows @ self.basis) * self.training_weights()[user_index]).sum(-1)
+
+    def direction(self, state: UserState) -> torch.Tensor:
+        """Return the (D,) vector whose dot product with centred features is the reward."""
+        return (self.basis @ self.weights_of(state).to(self.basis)) / self.std
+
+    def batch_rewards(self, features: torch.Tensor, states: Sequence[UserState]) -> torch.Tensor:
+        """Return (B, ...) rewards of (B, ..., D) features, one user a leading row."""
+        features = self.check_use(features, states)
+        directions = torch.stack([self.direction(state) for state in states])
+        # Centred before the product: hidden states have a few huge columns whose offset would eat float32's digits.
+        rows = (features - self.mean).reshape(len(states), -1, self.width)
+        return (rows @ directions.unsqueeze(-1)).squeeze(-1).reshape(features.shape[:-1])

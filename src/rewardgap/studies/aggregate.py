@@ -1,0 +1,351 @@
+"""From records to results: every number of a study with its interval. Nothing here loads a model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from rewardgap.core.results import ResultRow, Sample, StudyResults
+from rewardgap.data.base import AuthoredDataset
+from rewardgap.metrics.rm_accuracy import pair_accuracy, ties
+from rewardgap.metrics.win_rate import win_name, wins
+from rewardgap.policies.catalog import POLICIES
+from rewardgap.stats.bootstrap import clustered_mean
+from rewardgap.studies.compare import baseline_results, control_results, tau_results
+from rewardgap.studies.workbench import shown_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rewardgap.core.results import Stage
+    from rewardgap.studies.cells import Cell
+    from rewardgap.studies.run import Finished
+    from rewardgap.studies.spec import Deployment, RewardModelSpec
+
+SCORE_PREFIX = "chosen_"
+
+
+class Tables:
+    """Records of a finished study, read once."""
+
+    def __init__(self, finished: Finished) -> None:
+        self.bench, self.plan = finished.bench, finished.plan
+        self.study = finished.bench.study
+        self._records: dict[str, list[dict[str, Any]]] = {}
+
+    def done(self, cell: Cell) -> bool:
+        """Return whether a cell is finished."""
+        return self.bench.folder(cell).done
+
+    def records(self, cell: Cell) -> list[dict[str, Any]]:
+        """Return the records of a finished cell."""
+        if cell.id not in self._records:
+            self._records[cell.id] = self.bench.folder(cell).records()
+        return self._records[cell.id]
+
+    def part(self, cell: Cell, part: str) -> list[dict[str, Any]]:
+        """Return the records of one part of a cell."""
+        return [record for record in self.records(cell) if record["part"] == part]
+
+    @property
+    def dataset(self) -> str:
+        """Return the dataset's name in results."""
+        return self.bench.dataset.name
+
+    @property
+    def pairing(self) -> str | None:
+        """Return the pairing rule, None where the data were pairs already."""
+        return self.study.pairing.rule if isinstance(self.bench.dataset, AuthoredDataset) else None
+
+    def template(self, users: Literal["seen", "unseen"], stage: Stage, metric: str) -> ResultRow:
+        """Return a row with the columns that all rows of the study share."""
+        return ResultRow(
+            dataset=self.dataset,
+            pairing=self.pairing,
+            policy=shown_name(self.study.policy),
+            support_size=self.study.split.support,
+            users=users,
+            seed=self.study.seed,
+            stage=stage,
+            metric=metric,
+            value=None,
+            n_users=0,
+            n_examples=0,
+        )
+
+    def estimated(
+        self, row: ResultRow, values: Sequence[float | None], users: Sequence[str], *, micro: bool = False
+    ) -> ResultRow:
+        """Return a row with the estimate of its values; None is missing."""
+        numbers = np.array([np.nan if value is None else value for value in values], dtype=float)
+        found = clustered_mean(numbers, list(users), self.study.resamples, self.study.seed, micro=micro)
+        return replace(
+            row,
+            value=found.value,
+            ci_low=found.low,
+            ci_high=found.high,
+            n_users=found.n_users,
+            n_examples=found.n_examples,
+            n_missing=row.n_missing + found.n_missing,
+        )
+
+
+def aggregate(finished: Finished, command: str) -> StudyResults:
+    """Add up a study.
+
+    Args:
+        finished: the study after its run.
+        command: how to run it again, for the report.
+    """
+    tables = Tables(finished)
+    rows: list[ResultRow] = []
+    for spec, cell in finished.plan.rewards:
+        if tables.done(cell):
+            rows += _reward_rows(tables, spec, cell)
+    for deployment, cell, _ in finished.plan.written:
+        if tables.done(cell):
+            rows += _deployment_rows(tables, deployment, cell)
+    bench = finished.bench
+    return StudyResults(
+        name=bench.study.name,
+        rows=rows,
+        taus=tau_results(tables),
+        controls=control_results(tables),
+        baselines=baseline_results(tables),
+        samples=_samples(tables),
+        notes=_notes(tables),
+        datasets=[_dataset(tables)],
+        failures=finished.failures,
+        command=command,
+        study=_plain_study(finished),
+        environment=_environment(finished),
+    )
+
+
+def _reward_rows(tables: Tables, spec: RewardModelSpec, cell: Cell) -> list[ResultRow]:
+    facts = tables.bench.folder(cell).facts()["facts"]
+    rows = []
+    parts: tuple[tuple[Literal["seen", "unseen"], str, str], ...] = (
+        ("seen", "seen", "accuracy"),
+        ("unseen", "unseen", "accuracy"),
+        ("unseen", "other_state", "accuracy_other_state"),
+    )
+    for users, part, metric in parts:
+        records = tables.part(cell, part)
+        if not records:
+            continue
+        margins = np.array([np.nan if r["margin"] is None else r["margin"] for r in records])
+        owners = [record["user_id"] for record in records]
+        row = _named(tables.template(users, "rm_accuracy", metric), tables, spec)
+        row = replace(row, n_missing=facts["missing_seen"] if part == "seen" else _missing_query(tables))
+        hits = pair_accuracy(margins)
+        rows.append(tables.estimated(row, hits.tolist(), owners))
+        if metric == "accuracy":
+            rows.append(tables.estimated(replace(row, metric="accuracy_micro"), hits.tolist(), owners, micro=True))
+            rows.append(tables.estimated(replace(row, metric="tie_rate"), ties(margins).tolist(), owners))
+    cost = _named(tables.template("seen", "cost", "seconds_fit"), tables, spec)
+    pairs = tables.bench.study_pairs()
+    users_fit = len({pair.user_id for pair in pairs.train})
+    rows.append(replace(cost, value=facts["seconds_fit"], n_users=users_fit, n_examples=len(pairs.train)))
+    adapt = replace(cost, users="unseen", metric="seconds_adapt_per_user", value=facts["seconds_adapt_per_user"])
+    rows.append(replace(adapt, n_users=len(pairs.adapt_users), n_examples=sum(map(len, pairs.support.values()))))
+    return rows
+
+
+def _deployment_rows(tables: Tables, deployment: Deployment, cell: Cell) -> list[ResultRow]:
+    records = tables.records(cell)
+    users = [record["user_id"] for record in records]
+
+    def row(stage: Stage, metric: str) -> ResultRow:
+        return deployed(tables.template("unseen", stage, metric), tables, deployment)
+
+    rows = []
+    variants = sorted(
+        {n[len(SCORE_PREFIX) :] for r in records for n in r if n.startswith(SCORE_PREFIX)},
+        key=lambda n: n != "rgd_topk",
+    )
+    for variant in variants:
+        margins = np.array([_margin(record, variant) for record in records])
+        rows.append(tables.estimated(row("policy_accuracy", variant), pair_accuracy(margins).tolist(), users))
+    for side in ("chosen", "rejected"):
+        name = f"coverage_{side}"
+        rows.append(tables.estimated(row("policy_accuracy", name), [r.get(name) for r in records], users))
+    for metric in tables.study.metrics:
+        scored = tables.plan.behaviour.get((cell.id, metric))
+        if scored is not None and tables.done(scored):
+            values = tables.records(scored)
+            owners = [record["user_id"] for record in values]
+            rows.append(tables.estimated(row("behaviour", metric), [record["value"] for record in values], owners))
+    rows.append(tables.estimated(row("behaviour", "empty_rate"), [float(not r["completion"]) for r in records], users))
+    lengths = [_length_ratio(record["completion"], reference) for record, reference in _with_references(tables, cell)]
+    if any(value is not None for value in lengths):
+        rows.append(tables.estimated(row("behaviour", "length_ratio"), lengths, users))
+    if deployment.kind == "guided":
+        for name in ("guidance_ratio", "changed"):
+            rows.append(tables.estimated(row("behaviour", name), [r[name] for r in records], users))
+    rows += _win_rows(tables, deployment, cell, row("win_rate", ""))
+    for name, column in (
+        ("seconds_per_completion", "seconds"),
+        ("tokens_per_completion", "network_tokens"),
+        ("forwards_per_completion", "forwards"),
+        ("new_tokens_per_completion", "new_tokens"),
+    ):
+        rows.append(tables.estimated(row("cost", name), [record[column] for record in records], users))
+    if deployment.shots is not None:
+        for name in ("demonstrations", "demonstrations_dropped"):
+            rows.append(tables.estimated(row("cost", name), [float(record[name]) for record in records], users))
+    seconds, tokens = sum(r["seconds"] for r in records), round(sum(r["network_tokens"] for r in records))
+    return [replace(entry, seconds=seconds, tokens=tokens) if entry.stage == "cost" else entry for entry in rows]
+
+
+def _win_rows(tables: Tables, deployment: Deployment, cell: Cell, template: ResultRow) -> list[ResultRow]:
+    """Return win rates over zero-shot, one a judge; a guide that judges itself is named so."""
+    plain = [c for d, c, _ in tables.plan.written if d.reward_model is None and d.name == "zero_shot"]
+    if not plain or plain[0].id == cell.id:
+        return []
+    rows = []
+    for index, (spec, _) in enumerate(tables.plan.rewards):
+        own, base = tables.plan.judgements[cell.id, index], tables.plan.judgements[plain[0].id, index]
+        if not (tables.done(own) and tables.done(base)):
+            continue
+        against = {record["example_id"]: record["value"] for record in tables.records(base)}
+        records = tables.records(own)
+        a = np.array([np.nan if r["value"] is None else r["value"] for r in records])
+        b = np.array([np.nan if against[r["example_id"]] is None else against[r["example_id"]] for r in records])
+        guide = reward_name(deployment.reward_model) if deployment.reward_model else None
+        judge = reward_name(spec)
+        row = replace(template, metric=win_name(guide, judge), judge=judge)
+        rows.append(tables.estimated(row, wins(a, b).tolist(), [record["user_id"] for record in records]))
+    return rows
+
+
+def deployed(row: ResultRow, tables: Tables, deployment: Deployment) -> ResultRow:
+    """Fill a row's columns with what names a deployment."""
+    if deployment.reward_model is None:
+        retriever = deployment.retriever
+        if retriever is None and deployment.name != "zero_shot" and deployment.name in POLICIES.names():
+            retriever = "bm25" if deployment.name == "icl_rag" else "recent"
+        return replace(
+            row, method=deployment.name, shots=deployment.shots, retriever=retriever,
+            support_size=row.support_size if POLICIES[deployment.name].personal else None,
+        )  # fmt: skip
+    row = _named(row, tables, deployment.reward_model)
+    return replace(row, decoder=deployment.name, guidance_weight=deployment.guidance_weight, top_k=deployment.top_k)
+
+
+def reward_name(spec: RewardModelSpec) -> str:
+    """Return a reward model's name as guide or judge."""
+    return spec.method if spec.fit_mode == "frozen" else f"{spec.method}+{spec.fit_mode}"
+
+
+def _named(row: ResultRow, tables: Tables, spec: RewardModelSpec) -> ResultRow:
+    backbone = shown_name(spec.backbone or tables.study.policy)
+    return replace(row, method=spec.method, fit_mode=spec.fit_mode, reward_backbone=backbone)
+
+
+def _margin(record: dict[str, Any], variant: str) -> float:
+    chosen, rejected = record.get(f"chosen_{variant}"), record.get(f"rejected_{variant}")
+    return np.nan if chosen is None or rejected is None else chosen - rejected
+
+
+def _missing_query(tables: Tables) -> int:
+    return sum(item.pair is None for items in tables.bench.study_pairs().query.values() for item in items)
+
+
+def _with_references(tables: Tables, cell: Cell) -> list[tuple[dict[str, Any], str | None]]:
+    known = {i.example_id: i.reference for items in tables.bench.study_pairs().query.values() for i in items}
+    return [(record, known[record["example_id"]]) for record in tables.records(cell)]
+
+
+def _length_ratio(completion: str, reference: str | None) -> float | None:
+    words = len((reference or "").split())
+    return len(completion.split()) / words if words else None
+
+
+def _samples(tables: Tables) -> list[Sample]:
+    """Return query prompts with every deployment's completion: the users in turn, so that a short list has them all."""
+    from rewardgap.core.results import deployment_label
+
+    pairs = tables.bench.study_pairs()
+    written: dict[str, dict[str, str]] = {}
+    for deployment, cell, _ in tables.plan.written:
+        if not tables.done(cell):
+            continue
+        label = deployment_label(deployed(tables.template("unseen", "behaviour", ""), tables, deployment))
+        for record in tables.records(cell):
+            written.setdefault(record["example_id"], {})[label] = record["completion"]
+    from rewardgap.core.records import prompt_text
+
+    longest = max(map(len, pairs.query.values()), default=0)
+    turns = [pairs.query[u][n] for n in range(longest) for u in pairs.adapt_users if n < len(pairs.query[u])]
+    return [
+        Sample(
+            dataset=tables.dataset,
+            user_id=item.user_id,
+            example_id=item.example_id,
+            prompt=prompt_text(item.prompt),
+            reference=item.reference,
+            generations=written.get(item.example_id, {}),
+        )
+        for item in turns[: tables.study.samples]
+    ]
+
+
+def _dataset(tables: Tables) -> dict[str, Any]:
+    from rewardgap.data.catalog import DATASETS
+
+    pairs, card = tables.bench.study_pairs(), DATASETS[tables.study.data.name]
+    return {
+        "name": tables.dataset,
+        "summary": card.summary,
+        "licence": card.licence,
+        "source": card.source,
+        "pairing": tables.pairing,
+        "statistics": tables.bench.dataset.statistics(),
+        "dropped": dict(tables.bench.dataset.dropped) | pairs.dropped,
+        "split": {
+            "train users": len({pair.user_id for pair in pairs.train}),
+            "train pairs": len(pairs.train),
+            "valid pairs": len(pairs.valid),
+            "adapt users": len(pairs.adapt_users),
+            "support pairs": sum(map(len, pairs.support.values())),
+            "query prompts": sum(map(len, pairs.query.values())),
+            "query pairs": len(pairs.query_pairs),
+            "prompts shortened": pairs.cut,
+        },
+    }
+
+
+def _notes(tables: Tables) -> list[str]:
+    notes = [*tables.bench.dataset.notes, *tables.bench.split.notes]
+    missing = _missing_query(tables)
+    if missing:
+        notes.append(
+            f"{missing} query prompts have no pair under the pairing rule; they count as missing, not as wrong."
+        )
+    if not tables.plan.behaviour:
+        notes.append(
+            "The data have no texts written by users, so there is no behaviour stage: the chain ends at win rate."
+        )
+    return notes
+
+
+def _plain_study(finished: Finished) -> dict[str, Any]:
+    import yaml
+
+    from rewardgap.studies.run import study_yaml
+
+    return dict(yaml.safe_load(study_yaml(finished.bench.study)))
+
+
+def _environment(finished: Finished) -> dict[str, Any]:
+    from rewardgap.core.store import read_json
+
+    prompts = {
+        cell.title: finished.bench.folder(cell).facts().get("facts", {}).get("first_prompt")
+        for _, cell, _ in finished.plan.written
+        if finished.bench.folder(cell).done
+    }
+    return dict(read_json(finished.bench.root / "env.json")) | {"first_prompts": prompts}

@@ -1,0 +1,262 @@
+"""What a study's numbers say about each other: tau between stages, controls, and what needs no model at all."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rewardgap.core.results import BaselineResult, ControlResult, TauResult
+from rewardgap.data.baselines import RANKERS, human_or_machine
+from rewardgap.metrics.rm_accuracy import pair_accuracy
+from rewardgap.rewards.catalog import REWARD_MODELS
+from rewardgap.stats.bootstrap import clustered_mean, paired_difference
+from rewardgap.stats.kendall import tau_bootstrap
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rewardgap.stats.bootstrap import Estimate
+    from rewardgap.studies.aggregate import Tables
+    from rewardgap.studies.cells import Cell
+    from rewardgap.studies.spec import Deployment, RewardModelSpec
+
+FEWEST_MODELS = 6
+STAGE_PAIRS = (
+    ("rm_accuracy", "policy_accuracy"),
+    ("rm_accuracy", "rouge1"),
+    ("policy_accuracy", "rouge1"),
+)
+
+
+def tau_results(tables: Tables) -> list[TauResult]:
+    """Return Kendall's tau-b between stages, over reward models under one decoder, one k and one guidance weight.
+
+    Values of the guidance weight are not points: each is a family of its own. Fewer than six reward models give no tau.
+    """
+    families: dict[str, list[tuple[Deployment, Cell, Cell]]] = {}
+    for deployment, cell, reward in tables.plan.written:
+        if deployment.reward_model is None or reward is None or not (tables.done(cell) and tables.done(reward)):
+            continue
+        label = f"{deployment.name} λ={deployment.guidance_weight:g} k={deployment.top_k}"
+        families.setdefault(label, []).append((deployment, cell, reward))
+    out = []
+    for label, members in families.items():
+        stages = {
+            "rm_accuracy": [_rm_values(tables, reward) for _, _, reward in members],
+            "policy_accuracy": [_policy_values(tables, cell) for _, cell, _ in members],
+            "rouge1": [_behaviour_values(tables, cell, "rouge1") for _, cell, _ in members],
+        }
+        for x, y in STAGE_PAIRS:
+            if all(stages[x]) and all(stages[y]):
+                out.append(_tau(tables, f"{x} · {label}", f"{y} · {label}", stages[x], stages[y]))
+    return out
+
+
+def _tau(
+    tables: Tables, x: str, y: str, left: list[dict[str, list[float]]], right: list[dict[str, list[float]]]
+) -> TauResult:
+    count = len(left)
+    if count < FEWEST_MODELS:
+        reason = f"{count} reward models; tau needs at least {FEWEST_MODELS}."
+        return TauResult(dataset=tables.dataset, x=x, y=y, n_models=count, reason=reason)
+    users = sorted(set.union(*(set(values) for values in left + right)))
+    found = tau_bootstrap(_matrix(left, users), _matrix(right, users), tables.study.resamples, tables.study.seed)
+    tau = _number(found.tau)
+    return TauResult(
+        dataset=tables.dataset,
+        x=x,
+        y=y,
+        n_models=count,
+        n_ties_x=found.ties_x,
+        n_ties_y=found.ties_y,
+        tau=tau,
+        ci_low=None if tau is None else _number(found.low),
+        ci_high=None if tau is None else _number(found.high),
+        p_value=None if tau is None else _number(found.p_value),
+        undefined_resamples=found.undefined_resamples,
+        reason=None if tau is not None else "one of the two stages is the same for all reward models.",
+    )
+
+
+def _matrix(rows: list[dict[str, list[float]]], users: Sequence[str]) -> Any:
+    return np.array([[float(np.mean(row[user])) if row.get(user) else np.nan for user in users] for row in rows])
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or np.isnan(value) else float(value)
+
+
+def _grouped(users: Sequence[str], values: Sequence[float | None]) -> dict[str, list[float]]:
+    out: dict[str, list[float]] = {}
+    for user, value in zip(users, values, strict=True):
+        if value is not None and not math.isnan(value):
+            out.setdefault(user, []).append(float(value))
+    return out
+
+
+def _rm_values(tables: Tables, cell: Cell) -> dict[str, list[float]]:
+    records = tables.part(cell, "unseen")
+    hits = pair_accuracy([np.nan if r["margin"] is None else r["margin"] for r in records])
+    return _grouped([r["user_id"] for r in records], hits.tolist())
+
+
+def _policy_values(tables: Tables, cell: Cell) -> dict[str, list[float]]:
+    records = [r for r in tables.records(cell) if r.get("chosen_rgd_topk") is not None]
+    hits = pair_accuracy([r["chosen_rgd_topk"] - r["rejected_rgd_topk"] for r in records])
+    return _grouped([r["user_id"] for r in records], hits.tolist())
+
+
+def _behaviour_values(tables: Tables, cell: Cell, metric: str) -> dict[str, list[float]]:
+    scored = tables.plan.behaviour.get((cell.id, metric))
+    if scored is None or not tables.done(scored):
+        return {}
+    records = tables.records(scored)
+    return _grouped([r["user_id"] for r in records], [r["value"] for r in records])
+
+
+def baseline_results(tables: Tables) -> list[BaselineResult]:
+    """Return how well rankers without a model rank the query pairs."""
+    pairs = tables.bench.study_pairs()
+    query = pairs.query_pairs
+    users = [pair.user_id for pair in query]
+    rankers: list[tuple[str, str, Any]] = [(r.name, r.summary, lambda r=r: r(query)) for r in RANKERS]
+    rankers.append(
+        (
+            "human_or_machine",
+            "a user-blind classifier of surface features, fitted on the training pairs",
+            lambda: human_or_machine(pairs.train, query),
+        )
+    )
+    out = []
+    for name, summary, rank in rankers if query else []:
+        found = clustered_mean(rank(), users, tables.study.resamples, tables.study.seed)
+        out.append(
+            BaselineResult(
+                dataset=tables.dataset,
+                pairing=tables.pairing,
+                name=name,
+                summary=summary,
+                value=found.value,
+                ci_low=found.low,
+                ci_high=found.high,
+                n_users=found.n_users,
+                n_examples=found.n_examples,
+            )
+        )
+    return out
+
+
+def control_results(tables: Tables) -> list[ControlResult]:
+    """Return the checks with a known answer."""
+    out = [_shuffled(tables, spec, cell) for spec, cell in tables.plan.shuffled if tables.done(cell)]
+    synthetic = tables.plan.synthetic
+    if synthetic is not None and tables.done(synthetic):
+        out.append(_oracle(tables, synthetic))
+        methods = [r["method"] for r in tables.part(synthetic, "own_state")]
+        out += [_synthetic_swap(tables, synthetic, method) for method in dict.fromkeys(methods)]
+    if tables.study.controls.swap:
+        personal = [
+            (spec, cell)
+            for spec, cell in tables.plan.rewards
+            if tables.done(cell) and REWARD_MODELS[spec.method].personal
+        ]
+        out += [_swap(tables, spec, cell) for spec, cell in personal]
+    return out
+
+
+def _shuffled(tables: Tables, spec: RewardModelSpec, cell: Cell) -> ControlResult:
+    records = tables.records(cell)
+    draws = len({record["draw"] for record in records})
+    # A draw is one random ranking of all pairs, so draws are what varies, as well as users: each is resampled.
+    by_draw = [f"{record['draw']}" for record in records]
+    found = clustered_mean([r["correct"] for r in records], by_draw, tables.study.resamples, tables.study.seed)
+    passed = _inside(found, 0.5)
+    return ControlResult(
+        name="shuffled_labels",
+        dataset=tables.dataset,
+        method=spec.method,
+        value=found.value,
+        ci_low=found.low,
+        ci_high=found.high,
+        expectation="one half lies in the interval",
+        passed=passed,
+        sentence=f"{spec.method} fitted on labels flipped by a coin, {draws} times, ranks the query pairs "
+        f"{'at' if passed else 'away from'} one half{_points(found)}.",
+    )
+
+
+def _oracle(tables: Tables, cell: Cell) -> ControlResult:
+    steered, plain = tables.part(cell, "oracle"), tables.part(cell, "zero_shot")
+    found = paired_difference(
+        [r["value"] for r in steered],
+        [r["value"] for r in plain],
+        [r["user_id"] for r in steered],
+        tables.study.resamples,
+        tables.study.seed,
+    )
+    passed = _above(found)
+    return ControlResult(
+        name="oracle_guidance",
+        dataset="synthetic_text",
+        method="oracle",
+        value=found.value,
+        ci_low=found.low,
+        ci_high=found.high,
+        expectation="utility gained over zero-shot, interval above zero",
+        passed=passed,
+        sentence="Where the truth is known, guidance by the true reward "
+        f"{'writes better than' if passed else 'does not beat'} zero-shot, in units of utility.",
+    )
+
+
+def _synthetic_swap(tables: Tables, cell: Cell, method: str) -> ControlResult:
+    own = [r for r in tables.part(cell, "own_state") if r["method"] == method]
+    other = [r for r in tables.part(cell, "other_state") if r["method"] == method]
+    users = [r["user_id"] for r in own]
+    values = [[r["value"] for r in rows] for rows in (own, other)]
+    return _swap_result(tables, "synthetic_text", method, values[0], values[1], users, expected=True)
+
+
+def _swap(tables: Tables, spec: RewardModelSpec, cell: Cell) -> ControlResult:
+    own, other = tables.part(cell, "unseen"), tables.part(cell, "other_state")
+    hits = [pair_accuracy([np.nan if r["margin"] is None else r["margin"] for r in rows]) for rows in (own, other)]
+    users = [r["user_id"] for r in own]
+    return _swap_result(tables, tables.dataset, spec.method, hits[0], hits[1], users, expected=False)
+
+
+def _swap_result(
+    tables: Tables, dataset: str, method: str, own: Any, other: Any, users: Sequence[str], *, expected: bool
+) -> ControlResult:
+    """Return own state against another user's; only where the truth is known is an answer expected."""
+    found = paired_difference(own, other, users, tables.study.resamples, tables.study.seed)
+    above = _above(found)
+    finding = "ranks better than" if above else "cannot be told from"
+    return ControlResult(
+        name="swap_test",
+        dataset=dataset,
+        method=method,
+        value=found.value,
+        ci_low=found.low,
+        ci_high=found.high,
+        expectation="accuracy gained over another user's state, interval above zero"
+        if expected
+        else "accuracy gained over another user's state; not known beforehand",
+        passed=above if expected else None,
+        sentence=f"{method}: a user's own state {finding} another user's{_points(found)}.",
+    )
+
+
+def _above(found: Estimate) -> bool | None:
+    return None if found.low is None else found.low > 0
+
+
+def _inside(found: Estimate, value: float) -> bool | None:
+    return None if found.low is None or found.high is None else found.low <= value <= found.high
+
+
+def _points(found: Estimate) -> str:
+    if found.value is None or found.low is None or found.high is None:
+        return ""
+    return f" ({100 * found.value:.1f} points, {100 * found.low:.1f} to {100 * found.high:.1f})"

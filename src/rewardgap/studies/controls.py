@@ -1,0 +1,142 @@
+"""Controls: checks with a known answer, run beside every study."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rewardgap.backbones.load import SYNTHETIC_WORDS, load_backbone
+from rewardgap.core.seeds import child_seed
+from rewardgap.data.splits import split_pairs
+from rewardgap.data.synthetic_text import load_synthetic_text, truth
+from rewardgap.decoding.args import ArgsGreedy
+from rewardgap.metrics.rm_accuracy import pair_accuracy
+from rewardgap.policies.base import GenerationSettings
+from rewardgap.policies.guided import guided
+from rewardgap.policies.zero_shot import zero_shot
+from rewardgap.rewards.catalog import REWARD_MODELS, build_head
+from rewardgap.rewards.known import KnownReward, KnownUser
+from rewardgap.rewards.model import reward_model
+
+if TYPE_CHECKING:
+    from rewardgap.core.records import PreferencePair
+    from rewardgap.studies.cells import Cell
+    from rewardgap.studies.spec import RewardModelSpec
+    from rewardgap.studies.workbench import Workbench
+
+USERS, ROWS = 60, 24
+SPLIT: dict[str, Any] = {
+    "train_users": 36,
+    "pairs_per_train_user": 20,
+    "valid_per_train_user": 2,
+    "adapt_users": 20,
+    "support": 12,
+    "query": 10,
+}
+
+
+def run_shuffled(bench: Workbench, cell: Cell, spec: RewardModelSpec, draws: int) -> None:
+    """Refit a head on labels that are flipped by a coin, and rank the true query pairs: one half is expected.
+
+    Each draw flips training and support labels afresh. A single fit on shuffled labels is one random direction, which
+    ranks all pairs alike well or badly by luck; only the average over draws has a known value.
+    """
+    folder, pairs = bench.folder(cell), bench.study_pairs()
+    folder.clear()
+    folder.start()
+    model = bench.new_reward_model(spec)
+    chosen, rejected = model.pair_features(pairs.train)
+    supports = {user: model.pair_features(pairs.support[user]) for user in pairs.adapt_users}
+    queries = {user: [item.pair for item in pairs.query[user] if item.pair is not None] for user in pairs.adapt_users}
+    sides = {user: model.pair_features(rows) for user, rows in queries.items() if rows}
+    users = [pair.user_id for pair in pairs.train]
+    rows: list[dict[str, Any]] = []
+    with bench.progress.task(cell.title, draws) as task:
+        for draw in range(draws):
+            seed = child_seed(bench.study.seed, "shuffle", draw)
+            coin = np.random.Generator(np.random.PCG64(seed))
+            head = build_head(spec.method, **spec.options)
+            head.fit(*_flipped(chosen, rejected, coin), users, seed=seed % (1 << 31))
+            for user, (good, bad) in sides.items():
+                state = head.adapt(*_flipped(*supports[user], coin))
+                hits = pair_accuracy(head.rewards(good, state) - head.rewards(bad, state))
+                rows += [
+                    {"draw": draw, "user_id": user, "example_id": pair.example_id, "correct": float(hit)}
+                    for pair, hit in zip(queries[user], hits, strict=True)
+                ]
+            task(draw + 1, draws)
+    folder.append(rows)
+    folder.finish()
+
+
+def run_synthetic_text(bench: Workbench, cell: Cell) -> None:
+    """On a dataset whose truth is known: oracle guidance against zero-shot, and own state against another user's."""
+    folder = bench.folder(cell)
+    folder.clear()
+    folder.start()
+    seed = bench.study.seed
+    known = truth(seed, USERS)
+    data = load_synthetic_text(seed=seed, users=USERS, rows_per_user=ROWS)
+    split = split_pairs(data, seed=child_seed(seed, "synthetic_text"), **SPLIT)
+    policy = load_backbone(SYNTHETIC_WORDS)
+    settings = GenerationSettings(max_new_tokens=known.max_length, min_new_tokens=1, seed=seed)
+    queries = [pair for user in split.adapt_users for pair in split.query(user)]
+    prompts = [pair.prompt for pair in queries]
+    oracle = KnownReward(lambda user, prompt, text: known.utility(user, text))
+    states = [KnownUser(pair.user_id) for pair in queries]
+    steered = guided(policy, oracle, decoder=ArgsGreedy(1.0 / known.beta, policy.vocabulary), settings=settings)
+    rows: list[dict[str, Any]] = []
+    with bench.progress.task(cell.title, 3) as task:
+        for number, (name, texts) in enumerate(
+            (
+                ("zero_shot", zero_shot(policy, settings=settings).generate(prompts)),
+                ("oracle", steered.generate(prompts, states)),
+            )
+        ):
+            rows += [
+                {
+                    "part": name,
+                    "method": None,
+                    "user_id": pair.user_id,
+                    "example_id": pair.example_id,
+                    "value": known.utility(pair.user_id, text),
+                }
+                for pair, text in zip(queries, texts, strict=True)
+            ]
+            task(number + 1, 3)
+        for spec in bench.study.reward_models:
+            if spec.fit_mode == "frozen" and REWARD_MODELS[spec.method].personal:
+                rows += _swap(bench, spec, policy, split, queries)
+        task(3, 3)
+    folder.append(rows)
+    folder.finish()
+
+
+def _swap(
+    bench: Workbench, spec: RewardModelSpec, policy: Any, split: Any, queries: list[PreferencePair]
+) -> list[dict[str, Any]]:
+    model = reward_model(spec.method, policy, features=bench.features, **spec.options)
+    model.fit(split.train, seed=child_seed(bench.study.seed, "fit") % (1 << 31))
+    users = sorted(split.adapt_users)
+    states = dict(zip(users, model.adapt_all([split.support(user) for user in users]), strict=True))
+    follower = dict(zip(users, users[1:] + users[:1], strict=True))
+    rows = []
+    for part, owner in (("own_state", {user: user for user in users}), ("other_state", follower)):
+        hits = pair_accuracy(model.margins(queries, [states[owner[pair.user_id]] for pair in queries]))
+        rows += [
+            {
+                "part": part,
+                "method": spec.method,
+                "user_id": pair.user_id,
+                "example_id": pair.example_id,
+                "value": float(hit),
+            }
+            for pair, hit in zip(queries, hits, strict=True)
+        ]
+    return rows
+
+
+def _flipped(chosen: Any, rejected: Any, coin: np.random.Generator) -> tuple[Any, Any]:
+    flip = (coin.random(len(chosen)) < 0.5)[:, None]
+    return np.where(flip, rejected, chosen), np.where(flip, chosen, rejected)

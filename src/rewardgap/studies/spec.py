@@ -1,0 +1,285 @@
+"""A study as data: one YAML file, checked whole before anything runs, every problem reported at once."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rewardgap.core.errors import ConfigError
+
+PAIRING_RULES = ("closest", "generated", "other_user")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSpec(_Part):
+    """Which dataset, and its options."""
+
+    name: str = Field(description="name in the catalogue of datasets")
+    options: dict[str, Any] = Field(default_factory=dict, description="what the loader takes, for example path")
+
+
+class PairingSpec(_Part):
+    """How authored texts become preference pairs."""
+
+    rule: Literal["closest", "generated", "other_user"] = Field("closest", description="named rule")
+    temperature: float = Field(1.0, gt=0, description="of the policy's samples")
+    tries: int = Field(4, ge=1, description="draws of two samples before a pair without a difference is dropped")
+
+
+class SplitSpec(_Part):
+    """Who is trained on and who is adapted to."""
+
+    train_users: int | None = Field(None, ge=1, description="users in U_train; all that are left unless given")
+    pairs_per_train_user: int | None = Field(None, ge=1, description="pairs a training user; all unless given")
+    valid_per_train_user: int | None = Field(None, ge=0, description="held-out pairs a training user")
+    valid_fraction: float = Field(0.1, ge=0, lt=1, description="held-out share, where no number is given")
+    adapt_users: int | None = Field(None, ge=1, description="users in U_adapt")
+    adapt_fraction: float = Field(0.3, gt=0, lt=1, description="share of users in U_adapt, where no number is given")
+    support: int = Field(8, ge=0, description="pairs an adapt user reveals")
+    query: int | None = Field(
+        None, ge=1, description="pairs an adapt user is judged on; all that are left unless given"
+    )
+    order: Literal["auto", "time", "random"] = Field("auto", description="support first in time, or drawn")
+    disjoint: Literal["prompt", "item", "row"] = Field("prompt", description="what support and query may not share")
+
+
+class GenerationSpec(_Part):
+    """Lengths, the same for every deployment."""
+
+    max_prompt_tokens: int | None = Field(None, ge=8, description="longest prompt without demonstrations")
+    max_new_tokens: int = Field(32, ge=1, description="tokens generated at most")
+    min_new_tokens: int = Field(1, ge=0, description="end tokens may not come before")
+    context_tokens: int | None = Field(None, ge=16, description="longest prompt with demonstrations")
+    on_long: Literal["error", "truncate_prompt"] = Field("error", description="what happens to a longer prompt")
+
+
+class RewardModelSpec(_Part):
+    """One reward model."""
+
+    method: str = Field(description="name in the catalogue of methods")
+    options: dict[str, Any] = Field(default_factory=dict, description="the method's own settings")
+    fit_mode: Literal["frozen", "lora"] = Field("frozen", description="frozen features, or jointly with an adapter")
+    backbone: str | None = Field(None, description="the policy unless given")
+    epochs: int = Field(1, ge=1, description="passes over the pairs, fit_mode lora")
+    batch_size: int = Field(8, ge=1, description="pairs a step, fit_mode lora")
+    learning_rate: float = Field(1e-4, gt=0, description="of the adapter, fit_mode lora")
+
+
+class DeploymentSpec(_Part):
+    """One line of deployments; lists are expanded into all combinations."""
+
+    policy: str | None = Field(None, description="a deployment without reward model: zero_shot, icl, icl_rag")
+    decoder: str | None = Field(None, description="a reward-guided decoder, run with every reward model")
+    reward_models: list[str] | None = Field(None, description="methods that steer; all unless given")
+    guidance_weight: float | list[float] = Field(1.0, description="lambda")
+    top_k: int | list[int] = Field(10, description="candidates a step")
+    num_demonstrations: int | list[int] | None = Field(None, description="shots")
+    retriever: str | None = Field(None, description="which demonstrations")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> DeploymentSpec:
+        if (self.policy is None) == (self.decoder is None):
+            raise ValueError("give either policy (zero_shot, icl, icl_rag) or decoder (args_greedy, ...)")
+        return self
+
+
+class ControlSpec(_Part):
+    """Checks with a known answer."""
+
+    shuffled_labels: int = Field(20, ge=0, description="refits of every frozen reward model on shuffled labels")
+    swap: bool = Field(True, description="own user state against another user's")
+    synthetic_text: bool = Field(True, description="oracle guidance and the swap test where the truth is known")
+
+
+class StudySpec(_Part):
+    """A whole study."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="also the results folder")
+    seed: int = Field(0, ge=0, description="decides everything")
+    data: DataSpec
+    pairing: PairingSpec = Field(default_factory=PairingSpec)
+    split: SplitSpec = Field(default_factory=SplitSpec)
+    policy: str = Field(description="short name, hub id or folder")
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    device: str = "cpu"
+    generation: GenerationSpec = Field(default_factory=GenerationSpec)
+    batch_size: int = Field(8, ge=1, description="prompts at a time")
+    reward_models: list[RewardModelSpec] = Field(default_factory=list)
+    deployments: list[DeploymentSpec] = Field(min_length=1)
+    metrics: list[str] = Field(default_factory=lambda: ["rouge1", "rougeL", "bertscore_f1"])
+    controls: ControlSpec = Field(default_factory=ControlSpec)
+    resamples: int = Field(2000, ge=1, description="bootstrap resamples")
+    samples: int = Field(24, ge=0, description="query prompts shown in the report")
+
+
+class Deployment(_Part):
+    """One deployment after expansion: the settings that name it."""
+
+    kind: Literal["policy", "guided"]
+    name: str
+    reward_model: RewardModelSpec | None = None
+    guidance_weight: float | None = None
+    top_k: int | None = None
+    retriever: str | None = None
+    shots: int | None = None
+
+
+def load_study(path: str | Path, overrides: list[str] | None = None) -> StudySpec:
+    """Read a study file.
+
+    Args:
+        path: YAML; `${NAME}` in it is filled from the environment where it is used.
+        overrides: "a.b=value" with the value as YAML.
+
+    Raises:
+        ConfigError: naming every unknown key (with the nearest known one), wrong value and missing field.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"study file '{path}' does not exist.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"study file '{path}' cannot be read: {error}.") from error
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" at line {where.line + 1}, column {where.column + 1}" if where else ""
+        raise ConfigError(f"study file '{path}' is not YAML{line}: {getattr(error, 'problem', error)}.") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"study file '{path}' is empty or no mapping; see `rewardgap demo --print-study`.")
+    for override in overrides or []:
+        _override(value, override)
+    return parse_study(value, str(path))
+
+
+def parse_study(value: dict[str, Any], where: str = "study") -> StudySpec:
+    """Check a study given as a mapping."""
+    try:
+        return StudySpec.model_validate(value)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: " + " ".join(_problem(item) for item in error.errors())) from error
+
+
+def expand(study: StudySpec) -> list[Deployment]:
+    """Return every deployment of a study, in order, each once.
+
+    Raises:
+        ConfigError: if a guided deployment names a reward model that the study does not have.
+    """
+    out: dict[str, Deployment] = {}
+    for spec in study.deployments:
+        if spec.policy is not None:
+            shots = _listed(spec.num_demonstrations)
+            made = [
+                Deployment(kind="policy", name=spec.policy, shots=number, retriever=spec.retriever) for number in shots
+            ]
+        else:
+            assert spec.decoder is not None
+            models = _steering(study, spec)
+            grid = itertools.product(models, _listed(spec.guidance_weight), _listed(spec.top_k))
+            made = [
+                Deployment(kind="guided", name=spec.decoder, reward_model=model, guidance_weight=weight, top_k=k)
+                for model, weight, k in grid
+            ]
+        out.update({deployment.model_dump_json(): deployment for deployment in made})
+    return list(out.values())
+
+
+def _steering(study: StudySpec, spec: DeploymentSpec) -> list[RewardModelSpec]:
+    if not study.reward_models:
+        raise ConfigError(f"decoder '{spec.decoder}' needs a reward model; list some under reward_models.")
+    if spec.reward_models is None:
+        return list(study.reward_models)
+    known = {model.method for model in study.reward_models}
+    unknown = [name for name in spec.reward_models if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"deployment '{spec.decoder}' names reward model '{unknown[0]}', which reward_models does not list: "
+            f"{', '.join(sorted(known))}."
+        )
+    return [model for model in study.reward_models if model.method in spec.reward_models]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def filled(value: Any) -> Any:
+    """Return a setting with ${NAME} in every string filled from the environment.
+
+    Done where a setting is used, never in the study itself: no path of a machine gets into an artefact.
+
+    Raises:
+        ConfigError: if the variable is not set.
+    """
+    if isinstance(value, dict):
+        return {key: filled(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [filled(item) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def lookup(found: re.Match[str]) -> str:
+        name = found.group(1)
+        if name in os.environ:
+            return os.environ[name]
+        if name == "REWARDGAP_DATA" and Path("../shared/data").is_dir():
+            return "../shared/data"
+        raise ConfigError(f"'{value}' needs the environment variable {name}, which is not set.")
+
+    return re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", lookup, value)
+
+
+def _override(value: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign or not key:
+        raise ConfigError(f"--set '{override}' is not of the form key=value, for example split.support=4.")
+    *parents, last = key.split(".")
+    at: Any = value
+    for parent in parents:
+        at = at.setdefault(parent, {}) if isinstance(at, dict) else None
+    if not isinstance(at, dict):
+        raise ConfigError(f"--set '{override}': '{key}' is not a key inside a mapping.")
+    try:
+        at[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set '{override}': the value is not YAML.") from error
+
+
+def _problem(error: Any) -> str:
+    place = ".".join(str(part) for part in error["loc"]) or "study"
+    if error["type"] == "extra_forbidden":
+        known = _keys_at(error["loc"][:-1])
+        near = get_close_matches(str(error["loc"][-1]), known, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else f" Known: {', '.join(known)}."
+        return f"unknown key '{place}'.{hint}"
+    if error["type"] == "missing":
+        return f"'{place}' is missing."
+    shown = repr(error.get("input"))
+    message = error["msg"].removeprefix("Value error, ")
+    return f"'{place}' is {shown if len(shown) < 60 else shown[:57] + '...'}: {message}."
+
+
+def _keys_at(location: tuple[Any, ...]) -> list[str]:
+    model: Any = StudySpec
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if model is None:
+            return []
+    return list(model.model_fields)

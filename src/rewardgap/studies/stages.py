@@ -1,0 +1,243 @@
+"""The stages of a study, one function a kind of cell: models write records here, and nowhere else."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rewardgap.backbones.features import Item
+from rewardgap.core.seeds import child_seed
+from rewardgap.core.store import write_bytes
+from rewardgap.data.base import AuthoredDataset
+from rewardgap.metrics.catalog import METRICS
+from rewardgap.rewards.heads import states_to_tensors
+from rewardgap.studies.pairing import Pairer
+from rewardgap.studies.workbench import split_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rewardgap.policies.base import PolicyRun
+    from rewardgap.studies.cells import Cell, CellFolder
+    from rewardgap.studies.spec import Deployment, RewardModelSpec
+    from rewardgap.studies.workbench import QueryItem, Workbench
+
+
+def run_pairing(bench: Workbench, cell: Cell) -> None:
+    """Make the pairs of an authored dataset, a record a text."""
+    data = bench.dataset
+    assert isinstance(data, AuthoredDataset)
+    split = bench.split
+    donors: dict[str, list[Any]] = {user: [] for user in (*split.train_users, *split.adapt_users)}
+    for i in (*split.train_ids, *(i for ids in split.support_ids.values() for i in ids)):
+        text = data.by_id(i)
+        donors[text.user_id].append(text)
+    pairer = Pairer(data, bench.policy, bench.study.pairing, bench.settings, bench.study.seed, donors)
+    encoder = bench.policy.encoder
+    texts = sorted(
+        (data.by_id(i) for i in split_ids(split)),
+        key=lambda t: (len(encoder.encode_text(t.prompt_source)), t.example_id),
+    )
+    _in_batches(bench, cell, texts, pairer.records)
+
+
+def run_reward_model(bench: Workbench, cell: Cell, spec: RewardModelSpec) -> None:
+    """Fit a reward model, adapt it to every adapt user, and record the margins of held-out pairs."""
+    folder, pairs = bench.folder(cell), bench.study_pairs()
+    folder.clear()
+    folder.start()
+    model = bench.new_reward_model(spec)
+    begin = time.perf_counter()
+    with bench.progress.task(cell.title, 1) as task:
+        model.fit(
+            pairs.train,
+            seed=child_seed(bench.study.seed, "fit") % (1 << 31),
+            epochs=spec.epochs,
+            batch_size=spec.batch_size,
+            learning_rate=spec.learning_rate,
+            progress=task,
+        )
+    fitted = time.perf_counter()
+    users = pairs.adapt_users
+    states = dict(zip(users, model.adapt_all([pairs.support[user] for user in users]), strict=True))
+    adapted = time.perf_counter()
+    known = set(model.head.users)
+    valid = [pair for pair in pairs.valid if pair.user_id in known]
+    rows = _margins("seen", valid, model.margins(valid, [model.state_of(pair.user_id) for pair in valid]))
+    query = pairs.query_pairs
+    rows += _margins("unseen", query, model.margins(query, [states[pair.user_id] for pair in query]))
+    if len(users) > 1:
+        follower = dict(zip(users, users[1:] + users[:1], strict=True))
+        swapped = model.margins(query, [states[follower[pair.user_id]] for pair in query])
+        rows += _margins("other_state", query, swapped)
+    folder.append(rows)
+    model.save(folder.path / "model")
+    _save_states(folder, states)
+    facts = {
+        "reward_scale": model.scale,
+        "diagnostics": model.head.diagnostics,
+        "seconds_fit": fitted - begin,
+        "seconds_adapt_per_user": (adapted - fitted) / max(1, len(users)),
+        "missing_seen": len(pairs.valid) - len(valid),
+    }
+    folder.finish({"facts": facts})
+
+
+def run_deployment(bench: Workbench, cell: Cell, deployment: Deployment, reward_cell: Cell | None) -> None:
+    """Let a deployment score every query pair and write a completion for every query prompt."""
+    policy, states = bench.deployed(deployment, reward_cell)
+    encoder = bench.policy.encoder
+    items = [item for user in bench.study_pairs().adapt_users for item in bench.study_pairs().query[user]]
+    items.sort(key=lambda item: (len(encoder.encode_prompt(item.prompt)), item.user_id, item.example_id))
+
+    def work(batch: Sequence[QueryItem]) -> list[dict[str, Any]]:
+        completions = [[item.pair.chosen, item.pair.rejected] if item.pair else [] for item in batch]
+        seeds = [child_seed(bench.study.seed, "decode", item.user_id, item.example_id) for item in batch]
+        begin = time.perf_counter()
+        run = policy.open([item.prompt for item in batch], [states[item.user_id] for item in batch], seeds, completions)
+        seconds = time.perf_counter() - begin
+        forwards, tokens = run.forwards, run.tokens
+        scores = run.scores(completions)
+        forwards, tokens, begin = forwards - run.forwards, tokens - run.tokens, time.perf_counter()
+        written = run.generate()
+        seconds += time.perf_counter() - begin
+        cost = _shared_cost(run, seconds, forwards, tokens, len(batch))
+        return [
+            {
+                "user_id": item.user_id,
+                "example_id": item.example_id,
+                "completion": generation.text,
+                "ended": generation.ended,
+                "new_tokens": len(generation.ids),
+                "demonstrations": prepared.shown,
+                "demonstrations_dropped": prepared.dropped,
+                "guidance_ratio": generation.guidance_ratio,
+                "changed": generation.changed,
+                "near_ties": generation.near_ties,
+                **cost,
+                **_scores(row),
+            }
+            for item, generation, prepared, row in zip(batch, written, run.prepared, scores, strict=True)
+        ]
+
+    first = policy.open([items[0].prompt], [states[items[0].user_id]]).prepared[0]
+    _in_batches(bench, cell, items, work, {"first_prompt": policy.backbone.encoder.render(first.prompt)})
+
+
+def run_behaviour(bench: Workbench, cell: Cell, written: Cell, metric_name: str) -> None:
+    """Compare what a deployment wrote with what the users wrote."""
+    folder = bench.folder(cell)
+    folder.clear()
+    folder.start()
+    references = {item.example_id: item.reference for items in bench.study_pairs().query.values() for item in items}
+    records = bench.folder(written).records()
+    metric = METRICS[metric_name].build()
+    values = metric.score([r["completion"] for r in records], [references[r["example_id"]] for r in records])
+    folder.append(
+        {"user_id": r["user_id"], "example_id": r["example_id"], "value": number(value)}
+        for r, value in zip(records, values, strict=True)
+    )
+    folder.finish({"facts": {"signature": metric.signature}})
+
+
+def run_judgement(bench: Workbench, cell: Cell, written: Cell, judge: Cell, spec: RewardModelSpec) -> None:
+    """Let a reward model judge what a deployment wrote, each completion for its own user."""
+    folder = bench.folder(cell)
+    folder.clear()
+    folder.start()
+    model, states = bench.fitted(judge, spec), bench.states(judge)
+    prompts = {item.example_id: item.prompt for items in bench.study_pairs().query.values() for item in items}
+    records = bench.folder(written).records()
+    values = model.rewards(
+        [prompts[r["example_id"]] for r in records],
+        [r["completion"] for r in records],
+        [states[r["user_id"]] for r in records],
+    )
+    folder.append(
+        {"user_id": r["user_id"], "example_id": r["example_id"], "value": number(value)}
+        for r, value in zip(records, values, strict=True)
+    )
+    folder.finish()
+
+
+def encode_written(bench: Workbench, written: Sequence[Cell], specs: Sequence[RewardModelSpec]) -> None:
+    """Encode what all deployments wrote in one go, each prompt once, for judges on a frozen backbone."""
+    prompts = {item.example_id: item.prompt for items in bench.study_pairs().query.values() for item in items}
+    items = [
+        Item(prompts[record["example_id"]], record["completion"])
+        for cell in written
+        for record in bench.folder(cell).records()
+    ]
+    frozen = {spec.backbone or bench.study.policy: spec for spec in specs if spec.fit_mode == "frozen"}
+    for spec in frozen.values():
+        with bench.progress.task("encode completions for the judges", len(items)) as task:
+            bench.features.encode(bench.reward_backbone(spec), items, bench.limit, task)
+
+
+def _in_batches(
+    bench: Workbench,
+    cell: Cell,
+    items: Sequence[Any],
+    work: Callable[[Sequence[Any]], list[dict[str, Any]]],
+    facts: dict[str, Any] | None = None,
+) -> None:
+    """Run a cell batch by batch; batches are cut by item index, so a resumed run rebuilds the same ones."""
+    folder = bench.folder(cell)
+    size = bench.study.batch_size
+    kept: dict[int, list[dict[str, Any]]] = {}
+    left = folder.start()
+    for record in left:
+        kept.setdefault(record["item"] // size * size, []).append(record)
+    whole = {begin for begin, rows in kept.items() if len(rows) == len(items[begin : begin + size])}
+    if len(whole) < len(kept):
+        # The kill fell inside a write: a batch counts only with all its lines.
+        folder.rewrite([record for begin in sorted(whole) for record in kept[begin]])
+    with bench.progress.task(cell.title, len(items)) as task:
+        for begin in range(0, len(items), size):
+            batch = items[begin : begin + size]
+            if begin not in whole:
+                records = work(batch)
+                folder.append({"item": begin + place, **record} for place, record in enumerate(records))
+            task(begin + len(batch), len(items))
+    folder.finish({"facts": {"batch_size": size, **(facts or {})}})
+
+
+def _margins(part: str, pairs: Sequence[Any], margins: Any) -> list[dict[str, Any]]:
+    return [
+        {"part": part, "user_id": pair.user_id, "example_id": pair.example_id, "margin": number(margin)}
+        for pair, margin in zip(pairs, margins, strict=True)
+    ]
+
+
+def _scores(row: Sequence[Any]) -> dict[str, Any]:
+    if not row:
+        return {}
+    out: dict[str, Any] = {}
+    for side, scores in zip(("chosen", "rejected"), row, strict=True):
+        out[f"coverage_{side}"] = number(scores.coverage)
+        out |= {f"{side}_{name}": number(value) for name, value in scores.variants.items()}
+    return out
+
+
+def _shared_cost(run: PolicyRun, seconds: float, forwards: int, tokens: int, rows: int) -> dict[str, float]:
+    """Return each row's share of the batch; scoring given completions is not part of a deployment's cost."""
+    return {
+        "seconds": seconds / rows,
+        "forwards": (run.forwards + forwards) / rows,
+        "network_tokens": (run.tokens + tokens) / rows,
+    }
+
+
+def _save_states(folder: CellFolder, states: dict[str, Any]) -> None:
+    from safetensors.torch import save
+
+    tensors, metadata = states_to_tensors(states)
+    write_bytes(folder.path / "states.safetensors", save(tensors, metadata))
+
+
+def number(value: Any) -> float | None:
+    """Return a float for JSON; NaN and infinities are missing."""
+    value = float(value)
+    return value if np.isfinite(value) else None

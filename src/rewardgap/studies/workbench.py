@@ -1,0 +1,279 @@
+"""What the cells of a study share: models, data, splits and caches, each loaded when it is first needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rewardgap.backbones.features import FeatureCache, PromptLimit
+from rewardgap.backbones.load import load_backbone
+from rewardgap.backbones.traces import TraceCache
+from rewardgap.core.errors import DataError
+from rewardgap.core.records import PreferencePair, Prompt
+from rewardgap.core.seeds import child_seed
+from rewardgap.core.store import content_hash
+from rewardgap.data.base import AuthoredDataset, PreferenceDataset
+from rewardgap.data.catalog import load_dataset
+from rewardgap.data.splits import split_users
+from rewardgap.decoding.catalog import DECODERS
+from rewardgap.policies.base import GenerationSettings
+from rewardgap.policies.catalog import POLICIES
+from rewardgap.policies.guided import Guided
+from rewardgap.rewards.catalog import REWARD_MODELS
+from rewardgap.rewards.heads import states_from_tensors
+from rewardgap.rewards.model import load_reward_model, reward_model
+from rewardgap.studies.cells import Cell, CellFolder
+from rewardgap.studies.spec import filled
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rewardgap.backbones.hf import Backbone
+    from rewardgap.data.partition import Split
+    from rewardgap.policies.base import AdaptedPolicy
+    from rewardgap.rewards.base import UserState
+    from rewardgap.rewards.model import RewardModel
+    from rewardgap.studies.progress import Progress
+    from rewardgap.studies.spec import Deployment, RewardModelSpec, StudySpec
+
+
+@dataclass(frozen=True)
+class QueryItem:
+    """One prompt a user is judged on; the pair is missing where the pairing rule found none."""
+
+    user_id: str
+    example_id: str
+    prompt: Prompt
+    reference: str | None
+    pair: PreferencePair | None
+
+
+@dataclass(frozen=True)
+class StudyPairs:
+    """The pairs of a study, dealt out.
+
+    Attributes:
+        train: of the training users.
+        valid: held out, of the training users.
+        support: adapt user -> pairs revealed.
+        query: adapt user -> what the user is judged on.
+        dropped: reason -> texts that gave no pair.
+        cut: prompts shortened to the limit.
+    """
+
+    train: list[PreferencePair]
+    valid: list[PreferencePair]
+    support: dict[str, list[PreferencePair]]
+    query: dict[str, list[QueryItem]]
+    dropped: dict[str, int]
+    cut: int = 0
+
+    @cached_property
+    def adapt_users(self) -> list[str]:
+        """Return the adapt users, sorted."""
+        return sorted(self.query)
+
+    @cached_property
+    def query_pairs(self) -> list[PreferencePair]:
+        """Return every query pair, by user."""
+        return [item.pair for user in self.adapt_users for item in self.query[user] if item.pair is not None]
+
+
+class Workbench:
+    """Shared state of one run; nothing in it decides a number that is not in a cell's key.
+
+    Args:
+        study: what to run.
+        root: the results folder.
+        progress: where progress goes.
+    """
+
+    def __init__(self, study: StudySpec, root: Path, progress: Progress) -> None:
+        self.study, self.root, self.progress = study, root, progress
+        self.features = FeatureCache()
+        self.traces = TraceCache()
+        self._backbones: dict[str, Backbone] = {}
+        self._fitted: dict[str, RewardModel] = {}
+        self._states: dict[str, dict[str, UserState]] = {}
+        self.pairs: StudyPairs | None = None
+
+    @cached_property
+    def dataset(self) -> PreferenceDataset | AuthoredDataset:
+        """Return the study's dataset."""
+        data = load_dataset(self.study.data.name, **filled(self.study.data.options))
+        if not isinstance(data, (PreferenceDataset, AuthoredDataset)):
+            raise DataError(f"dataset '{self.study.data.name}' holds features, not texts; a study needs texts.")
+        return data
+
+    @cached_property
+    def split(self) -> Split:
+        """Return who is trained on and who is adapted to."""
+        options = self.study.split.model_dump()
+        seed = child_seed(self.study.seed, "split")
+        if isinstance(self.dataset, AuthoredDataset):
+            return split_users(self.dataset, seed=seed, **options)
+        return split_users(self.dataset, seed=seed, **options)
+
+    @cached_property
+    def policy(self) -> Backbone:
+        """Return the policy."""
+        return self.backbone(self.study.policy)
+
+    @cached_property
+    def settings(self) -> GenerationSettings:
+        """Return the lengths and rules that all deployments share."""
+        spec = self.study.generation
+        return GenerationSettings(
+            max_new_tokens=spec.max_new_tokens,
+            min_new_tokens=spec.min_new_tokens,
+            max_prompt_tokens=spec.max_prompt_tokens,
+            context_tokens=spec.context_tokens,
+            on_long=spec.on_long,
+            first_line=self.dataset.first_line,
+            seed=self.study.seed,
+        )
+
+    @property
+    def limit(self) -> PromptLimit:
+        """Return how long a prompt may be."""
+        return PromptLimit(self.study.generation.max_prompt_tokens, self.study.generation.on_long)
+
+    def backbone(self, name: str) -> Backbone:
+        """Return a backbone by name, loaded once."""
+        if name not in self._backbones:
+            place = filled(name)
+            self._backbones[name] = load_backbone(place, dtype=self.study.dtype, device=self.study.device)
+            self._backbones[name].name = shown_name(name)
+        return self._backbones[name]
+
+    def reward_backbone(self, spec: RewardModelSpec) -> Backbone:
+        """Return the backbone a reward model reads."""
+        return self.backbone(spec.backbone or self.study.policy)
+
+    def study_pairs(self) -> StudyPairs:
+        """Return the pairs; they are there once the pairing cell is done."""
+        if self.pairs is None:
+            raise RuntimeError("pairs are read before the pairing cell is done")
+        return self.pairs
+
+    def folder(self, cell: Cell) -> CellFolder:
+        """Return where a cell's artefacts lie."""
+        return CellFolder(self.root, cell)
+
+    def new_reward_model(self, spec: RewardModelSpec) -> RewardModel:
+        """Return a reward model that is not fitted."""
+        return reward_model(
+            spec.method,
+            self.reward_backbone(spec),
+            fit_mode=spec.fit_mode,
+            max_prompt_tokens=self.limit.max_tokens,
+            on_long=self.limit.on_long,
+            features=self.features,
+            **spec.options,
+        )
+
+    def fitted(self, cell: Cell, spec: RewardModelSpec) -> RewardModel:
+        """Return the reward model that a finished cell left."""
+        if cell.id not in self._fitted:
+            model = load_reward_model(self.folder(cell).path / "model", self.reward_backbone(spec))
+            model.features = self.features
+            self._fitted[cell.id] = model
+        return self._fitted[cell.id]
+
+    def states(self, cell: Cell) -> dict[str, UserState]:
+        """Return the adapt users' states that a finished cell left."""
+        if cell.id not in self._states:
+            from safetensors import safe_open
+
+            with safe_open(str(self.folder(cell).path / "states.safetensors"), framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                metadata = dict(file.metadata() or {})
+            self._states[cell.id] = states_from_tensors(tensors, metadata)
+        return self._states[cell.id]
+
+    def deployed(self, deployment: Deployment, reward_cell: Cell | None) -> tuple[AdaptedPolicy, dict[str, Any]]:
+        """Return a deployment and the state of each adapt user."""
+        if deployment.reward_model is None:
+            card = POLICIES[deployment.name]
+            policy = card.build(self.policy, self.settings, self.traces, deployment.shots, deployment.retriever)
+            supports = self.study_pairs().support
+            return policy, {user: policy.adapt(support) for user, support in supports.items()}
+        assert reward_cell is not None
+        decoder = DECODERS[deployment.name].build(guidance_weight=deployment.guidance_weight, top_k=deployment.top_k)
+        reward = self.fitted(reward_cell, deployment.reward_model)
+        return Guided(self.policy, decoder, self.settings, reward=reward, traces=self.traces), self.states(reward_cell)
+
+    def is_personal(self, method: str) -> bool:
+        """Return whether a method tells users apart."""
+        return REWARD_MODELS[method].personal
+
+
+def shown_name(name: str) -> str:
+    """Return a model's or a file's name for artefacts: of a path, the last part only."""
+    return (
+        Path(name).name
+        if "/" in name and (name.startswith(("/", ".", "~", "$", "file:")) or Path(name).exists())
+        else name
+    )
+
+
+def deal(split: Split, rows: Sequence[dict[str, Any]]) -> StudyPairs:
+    """Deal rows (records of a pairing cell, or of a preference dataset) out as a split says."""
+    by_id = {row["example_id"]: row for row in rows}
+    dropped: dict[str, int] = {}
+    for row in rows:
+        if row.get("dropped"):
+            dropped[row["dropped"]] = dropped.get(row["dropped"], 0) + 1
+
+    def pairs(ids: Sequence[str]) -> list[PreferencePair]:
+        return [pair for pair in (_pair(by_id[i]) for i in ids) if pair is not None]
+
+    query = {
+        user: [QueryItem(user, i, _prompt(by_id[i]["prompt"]), by_id[i].get("reference"), _pair(by_id[i])) for i in ids]
+        for user, ids in split.query_ids.items()
+    }
+    return StudyPairs(
+        pairs(split.train_ids),
+        pairs(split.valid_ids),
+        {user: pairs(ids) for user, ids in split.support_ids.items()},
+        query,
+        dropped,
+        sum(bool(row.get("prompt_cut")) for row in rows),
+    )
+
+
+def split_ids(split: Split) -> list[str]:
+    """Return every example id of a split, in order."""
+    sides = [split.train_ids, split.valid_ids, *split.support_ids.values(), *split.query_ids.values()]
+    return [i for side in sides for i in side]
+
+
+def split_hash(split: Split) -> str:
+    """Return a hash of a split."""
+    return content_hash(split.to_json())
+
+
+def _prompt(value: Any) -> Prompt:
+    if isinstance(value, str):
+        return value
+    from rewardgap.core.records import Message
+
+    return tuple(Message(turn["role"], turn["content"]) for turn in value)
+
+
+def _pair(row: dict[str, Any]) -> PreferencePair | None:
+    if row.get("dropped"):
+        return None
+    return PreferencePair(
+        user_id=row["user_id"],
+        example_id=row["example_id"],
+        prompt=_prompt(row["prompt"]),
+        chosen=row["chosen"],
+        rejected=row["rejected"],
+        reference=row.get("reference"),
+        timestamp=row.get("timestamp"),
+        chosen_score=row.get("chosen_score"),
+        rejected_score=row.get("rejected_score"),
+    )

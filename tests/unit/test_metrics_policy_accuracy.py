@@ -59,6 +59,12 @@ def test_fixture_written_out():
     assert scores["rgd_topk"] == pytest.approx(np.log(0.5 * e / two * (0.3 / e) / two * 0.2 / full), abs=1e-14)
 
 
+def test_raw_sums_by_hand():
+    # ℓ = (−1, −2), R = (10, 3, 7), λ = 2: value −3 + 2·(3 + 7) = 17, delta −3 + 2·(7 − 10) = −9
+    scores = policy_scores([-1.0, -2.0], [10.0, 3.0, 7.0], 2.0)
+    assert (scores["raw_value"], scores["raw_delta"], scores["mean_value"]) == (17.0, -9.0, 8.5)
+
+
 def test_names_and_order():
     scores = fixture_scores()
     assert tuple(scores) == VARIANT_NAMES

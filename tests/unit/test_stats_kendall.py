@@ -158,12 +158,15 @@ def test_same_draw_for_both_metrics():
 
 
 def test_equal_means_by_another_sum_are_ties():
-    """.1 + .2 and .3 + 0 differ in the last digit; the methods still tie."""
-    x = np.array([[0.1, 0.2, 0.3], [0.3, 0.0, 0.3], [0.9, 0.9, 0.9]])
-    assert x[0].sum() != x[1].sum()
-    result = tau_bootstrap(x, np.array([[0.0] * 3, [1.0] * 3, [2.0] * 3]), 50)
-    assert result.ties_x == 1 and result.ties_y == 0
-    assert result.tau == pytest.approx(2 / np.sqrt(2 * 3))
+    """One user's tenths in another order have another last digit in their mean; the methods still tie."""
+    rng = np.random.default_rng(10)
+    y = np.array([[0.0] * 23, [1.0] * 23, [2.0] * 23])
+    for _ in range(20):
+        tenths = rng.integers(0, 10, 23) / 10
+        x = np.array([tenths, rng.permutation(tenths), np.ones(23)])
+        result = tau_bootstrap(x, y, 20)
+        assert result.ties_x == 1 and result.ties_y == 0
+        assert result.tau == pytest.approx(2 / np.sqrt(2 * 3))
 
 
 def test_missing_users_and_methods_are_dropped_and_counted():

@@ -2,7 +2,7 @@
 
 Prompt and completion are tokenised apart and joined, so that the prompt's ids never depend on the completion. A special
 token written inside a user's text (`<|im_start|>`) becomes its characters, never a control token: the template's own
-tokens are placed by id, everything else goes through a copy of the tokenizer that knows no added tokens.
+tokens are placed by id, everything else goes through a copy of the tokenizer that knows no control tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 OnLong = Literal["error", "truncate_prompt"]
-_PROBE = (Message("user", "Name a colour, e.g. red.\nOne word."), Message("assistant", "Blue"), Message("user", "Why?"))
+_TEXT = "Name a colour,  e.g. red.\n\nÜber 3 words; don't\twait.\n\n\n    x = 1234567 "
+_PROBE = (Message("user", _TEXT), Message("assistant", "\nBlue\n\n"), Message("user", " Why? "))
+_CLOCK = "{% macro strftime_now(format) %}01 Jan 2025{% endmacro %}"
+"""Stands in for the clock that some templates read, so that a prompt's ids do not change overnight."""
 
 
 class ChatEncoder:
@@ -44,18 +47,25 @@ class ChatEncoder:
         from tokenizers import Tokenizer
 
         self.tokenizer = tokenizer
-        state = json.loads(tokenizer.backend_tokenizer.to_str())
-        added = state.get("added_tokens", [])
-        self._added = {row["content"]: int(row["id"]) for row in added}
-        longest_first = sorted(self._added, key=len, reverse=True)
-        self._pattern = re.compile("|".join(re.escape(text) for text in longest_first)) if longest_first else None
-        self._plain = Tokenizer.from_str(json.dumps(state | {"added_tokens": [], "post_processor": None}))
-        self._plain.no_truncation()
-        self._plain.no_padding()
         self.has_template = bool(getattr(tokenizer, "chat_template", None))
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        added = state.pop("added_tokens", [])
+        template = str(tokenizer.get_chat_template()) if self.has_template else ""
+        self._template = _CLOCK + template if "strftime_now" in template else template
+        control = [row for row in added if row["special"] or (row["content"].strip() and row["content"] in template)]
+        self._control = {row["content"]: int(row["id"]) for row in control}
+        unknown = self._control.get(str(state["model"].get("unk_token")), tokenizer.unk_token_id)
+        self._forbidden = set(self._control.values()) - {unknown}
+        longest_first = sorted(self._control, key=len, reverse=True)
+        self._pattern = re.compile("|".join(re.escape(text) for text in longest_first)) if longest_first else None
+        # Added tokens that control nothing, such as runs of blanks, are part of how plain text is read.
+        kept = [row for row in added if row["content"] not in self._control]
+        plain = state | {"added_tokens": kept, "post_processor": None, "truncation": None, "padding": None}
+        self._plain = Tokenizer.from_str(json.dumps(plain))
+        self._renumbered = {self._plain.token_to_id(row["content"]): int(row["id"]) for row in kept}
+        self._hash = content_hash([plain, control])
         empty = tokenizer("")["input_ids"]
         self._opening = empty[:1] if empty and empty[0] == tokenizer.bos_token_id else []
-        self._strips = self.has_template and " \ue000x" not in self._render((Message("user", " \ue000x"),))
         self._exact = self._matches_peer()
         self.end_id = self._find_end(end_ids)
         known = {self.end_id, *end_ids}
@@ -65,8 +75,8 @@ class ChatEncoder:
 
     @property
     def template_hash(self) -> str:
-        """Return a hash of what decides how a prompt becomes ids."""
-        return content_hash([self.tokenizer.chat_template if self.has_template else None, self._opening, self._exact])
+        """Return a hash of what decides how a prompt becomes ids: template and tokenizer."""
+        return content_hash([self._template, self._hash, self._opening, self._exact])
 
     def encode_prompt(
         self, prompt: Prompt, *, max_tokens: int | None = None, on_long: OnLong = "error"
@@ -80,15 +90,19 @@ class ChatEncoder:
                 template or the system turn.
 
         Raises:
-            DataError: if the prompt is longer than `max_tokens` and may not be cut, or cannot be cut enough.
+            DataError: if the prompt has no token, is longer than `max_tokens` and may not be cut, or cannot be cut
+                enough.
         """
         messages = prompt_messages(prompt)
-        ids = self._encode_messages(messages, isinstance(prompt, str))
+        excerpt = _excerpt(messages)
+        ids = self._encode_messages(messages)
+        if not ids:
+            raise DataError("prompt '' has no token under this tokenizer; give a prompt with text.")
         if max_tokens is None or len(ids) <= max_tokens:
             return tuple(ids)
         if on_long == "error":
             raise DataError(
-                f"prompt of {len(ids)} tokens is longer than the {max_tokens} allowed: '{_excerpt(messages)}'. "
+                f"prompt of {len(ids)} tokens is longer than the {max_tokens} allowed: '{excerpt}'. "
                 "Raise max_prompt_tokens, or set on_long: truncate_prompt."
             )
         for index, message in enumerate(messages):
@@ -97,12 +111,16 @@ class ChatEncoder:
             body = self.encode_text(message.content)
             while len(ids) > max_tokens and body:
                 body = body[len(ids) - max_tokens :]
-                shorter = Message(message.role, self.decode(body))
+                # A cut inside a character leaves bytes that are no text.
+                shorter = Message(message.role, self.decode(body).lstrip("\ufffd"))
                 messages = (*messages[:index], shorter, *messages[index + 1 :])
-                ids = self._encode_messages(messages, isinstance(prompt, str))
-            if len(ids) <= max_tokens:
+                ids = self._encode_messages(messages)
+            if ids and len(ids) <= max_tokens:
                 return tuple(ids)
-        raise DataError(f"prompt '{_excerpt(messages)}' cannot be cut to {max_tokens} tokens: its template is longer.")
+        raise DataError(
+            f"prompt '{excerpt}' cannot be cut to {max_tokens} tokens: template and system turn alone take {len(ids)}. "
+            "Raise max_prompt_tokens."
+        )
 
     def encode_completion(self, text: str, *, after: Prompt = ()) -> tuple[int, ...]:
         """Return the completion's ids without an end token.
@@ -110,20 +128,35 @@ class ChatEncoder:
         Without a chat template a prompt and a completion that meet with no white space get one blank, which belongs to
         the completion (tokenizers of this family put the blank before the word).
         """
-        if not self.has_template and isinstance(after, str) and after and text:
-            text = text if after[-1].isspace() or text[0].isspace() else f" {text}"
+        before = "" if self.has_template else self.render(after)
+        if before and text and not (before[-1].isspace() or text[0].isspace()):
+            text = f" {text}"
         return tuple(self.encode_text(text))
 
     def encode_text(self, text: str) -> list[int]:
-        """Return the ids of plain text; special tokens in it are characters."""
-        if not self._exact:
-            if self._pattern is not None and (found := self._pattern.search(text)):
-                raise DataError(
-                    f"text holds '{found.group()}', which this tokenizer can only read as a control token. "
-                    "Remove it from the text, or use a model with a byte-level tokenizer."
-                )
-            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return list(self._plain.encode(text, add_special_tokens=False).ids)
+        """Return the ids of plain text; special tokens in it are characters.
+
+        Raises:
+            DataError: if this tokenizer can only read a part of the text as a control token.
+        """
+        if self._exact:
+            return self._encode_plain(text)
+        return self._checked(text, self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _encode_plain(self, text: str) -> list[int]:
+        ids = self._plain.encode(text, add_special_tokens=False).ids
+        return self._checked(text, [self._renumbered.get(index, index) for index in ids])
+
+    def _checked(self, text: str, ids: Sequence[int]) -> list[int]:
+        found = self._pattern.search(text) if self._pattern is not None else None
+        read = set(ids) & (set(self._control.values()) if found else self._forbidden)
+        if read:
+            what = found.group() if found else self.tokenizer.convert_ids_to_tokens(min(read))
+            raise DataError(
+                f"text holds '{what}', which this tokenizer can only read as a control token. "
+                "Remove it from the text, or use a model with a byte-level tokenizer."
+            )
+        return list(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, without special tokens."""
@@ -142,16 +175,20 @@ class ChatEncoder:
         texts = self.tokenizer.batch_decode([[index] for index in range(vocabulary)])
         return tuple(index for index, text in enumerate(texts) if "\n" in text)
 
-    def _render(self, messages: Sequence[Message]) -> str:
+    def _render(self, messages: Sequence[Message], *, opens_answer: bool = True) -> str:
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+            return str(
+                self.tokenizer.apply_chat_template(
+                    turns, chat_template=self._template, tokenize=False, add_generation_prompt=opens_answer
+                )
+            )
         except Exception as error:
             if type(error).__module__.startswith("jinja2"):
                 raise DataError(f"this model's chat template refuses the conversation: {error}") from error
             raise
 
-    def _encode_messages(self, messages: Sequence[Message], is_text: bool) -> list[int]:
+    def _encode_messages(self, messages: Sequence[Message]) -> list[int]:
         if not messages:
             raise DataError("prompt has no turn; give at least one user turn.")
         if not self.has_template:
@@ -163,9 +200,13 @@ class ChatEncoder:
         return self._encode_spans(messages)
 
     def _encode_spans(self, messages: Sequence[Message]) -> list[int]:
-        contents = [m.content.strip() if self._strips else m.content for m in messages]
+        contents = [message.content.strip() for message in messages]
         mark = next(c for c in map(chr, range(0xE000, 0xF8FF)) if not any(c in text for text in contents))
-        stand_ins = [Message(m.role, f"{mark}{i}{mark}") for i, m in enumerate(messages)]
+        # Blanks around a content go through the template, which may trim them for some roles or on one side.
+        stand_ins = [
+            Message(m.role, m.content.replace(text, f"{mark}{i}{mark}", 1) if text else m.content)
+            for i, (m, text) in enumerate(zip(messages, contents, strict=True))
+        ]
         parts = re.split(f"{mark}([0-9]+){mark}", self._render(stand_ins))
         ids: list[int] = []
         pending = ""
@@ -176,17 +217,15 @@ class ChatEncoder:
             begin = 0
             for found in self._pattern.finditer(part) if self._pattern else ():
                 pending += part[begin : found.start()]
-                ids += self._plain.encode(pending, add_special_tokens=False).ids if pending else []
-                ids.append(self._added[found.group()])
+                ids += self._encode_plain(pending) if pending else []
+                ids.append(self._control[found.group()])
                 pending, begin = "", found.end()
             pending += part[begin:]
-        return ids + (self._plain.encode(pending, add_special_tokens=False).ids if pending else [])
+        return ids + (self._encode_plain(pending) if pending else [])
 
     def _matches_peer(self) -> bool:
         """Return whether our encoding equals the tokenizer's own where no text holds a special token."""
-        text = "Name a colour,  e.g. red.\nÜber 3 words."
-        own = self._plain.encode(text, add_special_tokens=False).ids
-        if own != self.tokenizer(text, add_special_tokens=False)["input_ids"]:
+        if self._encode_plain(_TEXT) != self.tokenizer(_TEXT, add_special_tokens=False)["input_ids"]:
             return False
         if not self.has_template:
             return True
@@ -195,12 +234,11 @@ class ChatEncoder:
 
     def _find_end(self, end_ids: Sequence[int]) -> int:
         if self.has_template:
-            turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "\ue000"}]
-            rendered = self.tokenizer.apply_chat_template(turns, tokenize=False)
-            after = rendered.split("\ue000")[-1]
+            turns = (Message("user", "x"), Message("assistant", "\ue000"))
+            after = self._render(turns, opens_answer=False).split("\ue000")[-1]
             found = self._pattern.search(after) if self._pattern else None
             if found:
-                return self._added[found.group()]
+                return self._control[found.group()]
         for candidate in (self.tokenizer.eos_token_id, *end_ids):
             if candidate is not None:
                 return int(candidate)

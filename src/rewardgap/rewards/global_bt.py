@@ -21,7 +21,7 @@ class GlobalBT(LinearHead):
     Args:
         prior_margin: s, the standard deviation of a typical pair's margin under the Gaussian prior of w. The ridge is
             E‖Δ‖² / (2 N s²) on standardised features, so it fades as pairs are added and does not depend on D.
-            With s = 2 the prior holds two thirds of choice probabilities between .12 and .88.
+            With s = 1.5 the prior puts two thirds of the choice probabilities between .18 and .82.
         l2: the ridge itself, in nats a pair, instead of `prior_margin`.
         loss_agg: "pair" counts every pair alike, "user" every user.
 
@@ -34,7 +34,7 @@ class GlobalBT(LinearHead):
     name: ClassVar[str] = "global_bt"
 
     def __init__(
-        self, *, prior_margin: float = 2.0, l2: float | None = None, loss_agg: LossAggregation = "pair"
+        self, *, prior_margin: float = 1.5, l2: float | None = None, loss_agg: LossAggregation = "pair"
     ) -> None:
         super().__init__(prior_margin=prior_margin, l2=l2)
         check_choice(self.name, "loss_agg", loss_agg, ("pair", "user"))

@@ -63,7 +63,7 @@ class LoRe(LinearHead):
         self,
         *,
         rank: int = 5,
-        prior_margin: float = 2.0,
+        prior_margin: float = 1.5,
         l2: float | None = None,
         logit_std: float = 1.0,
         user_ridge: float = 1e-2,

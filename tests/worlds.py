@@ -65,10 +65,8 @@ def planted_world(
     def draw(user: str, count: int, noisy: bool = True) -> Pairs:
         left, right = rng.normal(size=(2, count, width))
         margins = (left - right) @ direction[user]
-        if slope is not None and noisy:
-            first = rng.random(count) < 1 / (1 + np.exp(-slope * margins))
-        else:
-            first = margins > 0
+        sure = slope is None or not noisy
+        first = margins > 0 if sure else rng.random(count) < 1 / (1 + np.exp(-slope * margins))
         return Pairs(np.where(first[:, None], left, right), np.where(first[:, None], right, left))
 
     seen, unseen = users[:num_seen], users[num_seen:]

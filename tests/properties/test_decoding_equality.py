@@ -10,11 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peers.slow_decoding import SlowText, last_state, model_reward, next_log_probs, slow_decode
 from scipy import stats
-from standins import ARCHITECTURES, DotHead, tiny_backbone, without_packing
 from transformers import GenerationConfig
 
+from peers.slow_decoding import SlowText, last_state, model_reward, next_log_probs, slow_decode
 from rewardgap.backbones.hf import Backbone
 from rewardgap.backbones.session import TrieSession
 from rewardgap.core.errors import ModelError
@@ -23,6 +22,7 @@ from rewardgap.decoding.base import Decoder
 from rewardgap.decoding.loop import Decoded, StopRule, decode
 from rewardgap.decoding.plain import Greedy, Sample
 from rewardgap.rewards.guide import BackboneGuide, Guide, PolicyStateGuide, PrefixGuide
+from standins import ARCHITECTURES, DotHead, tiny_backbone, without_packing
 
 VOCABULARY = 29
 SCALE = 3.0

@@ -7,13 +7,13 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from standins import CHATML, TEMPLATES, tiny_tokenizer
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rewardgap.backbones.chat import ChatEncoder, check_vocabulary
 from rewardgap.core.errors import ConfigError, DataError, ModelError
 from rewardgap.core.records import Message, Prompt, prompt_messages
+from standins import CHATML, TEMPLATES, tiny_tokenizer
 
 BLANK_RUNS = [AddedToken("\n\n", normalized=False), AddedToken("    ", normalized=False)]
 ENCODERS = {name: ChatEncoder(tiny_tokenizer(name, extra=BLANK_RUNS)) for name in TEMPLATES}
@@ -21,11 +21,12 @@ BARE = ChatEncoder(tiny_tokenizer(None))
 CONTROL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|begin|>"]
 
 PLAIN = st.text(
-    st.characters(codec="utf-8", exclude_categories=["Cs"]) | st.sampled_from(" \n\t'.{}0é中😀\ufffd\ue000"), max_size=40
+    st.characters(codec="utf-8", exclude_categories=["Cs"]) | st.sampled_from(" \n\t'.{}0é中😀\ufffd\ue000"),
+    max_size=40,
 )
-HOSTILE = st.lists(PLAIN | st.sampled_from([*CONTROL, "<|im_", "start|>", "assistant\n", "{{", "{% raw %}"]), max_size=6).map(
-    "".join
-)
+HOSTILE = st.lists(
+    PLAIN | st.sampled_from([*CONTROL, "<|im_", "start|>", "assistant\n", "{{", "{% raw %}"]), max_size=6
+).map("".join)
 
 
 def conversation(contents: list[str], system: str | None = None) -> tuple[Message, ...]:
@@ -84,11 +85,15 @@ def test_prompt_and_completion_are_encoded_apart(prompt: str, texts: tuple[str, 
         assert encoder.encode_completion(text, after=prompt) == encoder.encode_completion(text)
         blank = bool(prompt and text) and not prompt[-1].isspace() and not text[0].isspace()
         assert BARE.encode_completion(text, after=prompt) == BARE.encode_completion(" " * blank + text)
-        assert BARE.encode_completion(text, after=(Message("user", prompt),)) == BARE.encode_completion(text, after=prompt)
+        assert BARE.encode_completion(text, after=(Message("user", prompt),)) == BARE.encode_completion(
+            text, after=prompt
+        )
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-@given(contents=st.lists(HOSTILE.filter(lambda text: "\n\n" not in text and "    " not in text), min_size=1, max_size=1))
+@given(
+    contents=st.lists(HOSTILE.filter(lambda text: "\n\n" not in text and "    " not in text), min_size=1, max_size=1)
+)
 def test_hostile_text_is_encoded_as_transformers_does_when_it_guards_it(name: str, contents: list[str]) -> None:
     """The peer reads a guarded piece without any added token, so runs of blanks are left out here."""
     encoder = ENCODERS[name]
@@ -153,7 +158,9 @@ def test_there_is_one_bos_where_the_model_wants_one(template: str | None) -> Non
 
 
 @settings(max_examples=40)
-@given(contents=st.lists(HOSTILE.filter(str.strip), min_size=1, max_size=3), system=PLAIN.filter(str.strip), data=st.data())
+@given(
+    contents=st.lists(HOSTILE.filter(str.strip), min_size=1, max_size=3), system=PLAIN.filter(str.strip), data=st.data()
+)
 def test_truncation_takes_from_the_left_of_the_oldest_turn(
     contents: list[str], system: str, data: st.DataObject
 ) -> None:

@@ -158,7 +158,7 @@ def test_lone_surrogates_do_not_stop_it(metric):
 def test_signature_names_weights_and_no_path(metric):
     assert isinstance(metric, TextMetric)
     parts = metric.signature.split("|")
-    assert [part.split("=")[0] for part in parts] == ["bertscore", "enc", "layer", "idf", "rescale", "special"]
+    assert [part.split("=")[0] for part in parts] == ["bertscore_f1", "enc", "layer", "idf", "rescale", "special"]
     stated = [part.split("=")[0] for part in METRICS["bertscore_f1"].signature.split("|")]
     assert stated == [part.split("=")[0] for part in parts]
     assert "/" not in metric.signature and "layer=6" in parts
@@ -280,6 +280,6 @@ def test_an_encoder_may_be_passed_and_sees_each_text_once(monkeypatch):
     scores = metric.score(["a b", "a b", "c", "", "d"], ["b a", "b a", "a b", "x", None])
     assert scores[0] == scores[1] == pytest.approx(1.0)
     assert sorted(encoder.seen) == ["a b", "b a", "c"]
-    assert metric.signature == "bertscore|enc=words@0|layer=1|idf=no|rescale=no|special=match"
+    assert metric.signature == "bertscore_f1|enc=words@0|layer=1|idf=no|rescale=no|special=match"
     monkeypatch.setattr("rewardgap.metrics.bertscore._PAIRS_AT_ONCE", 1)
     np.testing.assert_array_equal(metric.score(["a b", "a b", "c", "", "d"], ["b a", "b a", "a b", "x", None]), scores)

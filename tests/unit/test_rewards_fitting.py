@@ -29,7 +29,7 @@ def test_half_precision_and_integers_become_float32_and_float64_stays():
 def test_a_feature_that_is_not_finite_is_named_by_row_and_column(bad):
     values = np.zeros((4, 3))
     values[2, 1] = bad
-    with pytest.raises(DataError, match="rejected is (nan|inf) at row 2, column 1"):
+    with pytest.raises(DataError, match=r"rejected is (nan|inf) at row 2, column 1"):
         training_pairs(np.zeros((4, 3)), values, list("abcd"))
 
 

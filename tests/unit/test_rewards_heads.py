@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from worlds import macro_accuracy, planted_world
 
 from rewardgap.core.errors import ConfigError, DataError, ShapeError, UnknownNameError
 from rewardgap.rewards.base import UserState, states_from_tensors, states_to_tensors
 from rewardgap.rewards.catalog import REWARD_MODELS, build_head
 from rewardgap.rewards.heads import GlobalBT, LoRe
+from worlds import macro_accuracy, planted_world
 
 
 def small(seed=0, users=6, per_user=10, width=8):
@@ -240,7 +240,7 @@ def test_one_training_pair_is_enough_to_fit():
 
 def test_an_unknown_user_is_refused_with_the_nearest():
     head = fitted(LoRe(rank=2), small())
-    with pytest.raises(DataError, match="'u0001' is none of the 6 training users. Did you mean 'u001'"):
+    with pytest.raises(DataError, match=r"'u0001' is none of the 6 training users\. Did you mean 'u001'"):
         head.state_of("u0001")
 
 
@@ -319,7 +319,7 @@ def test_a_table_of_states_refuses_mixtures_and_damage():
         states_from_tensors(tensors, {})
 
 
-@pytest.mark.parametrize("card", REWARD_MODELS, ids=lambda card: card.name)
+@pytest.mark.parametrize("card", list(REWARD_MODELS), ids=lambda card: card.name)
 def test_cards_are_complete(card):
     assert card.summary.endswith(".")
     assert card.paper

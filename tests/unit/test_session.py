@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from standins import ARCHITECTURES, tiny_backbone, without_packing
 
 from rewardgap.backbones.hf import Backbone
 from rewardgap.backbones.session import TrieSession
 from rewardgap.backbones.trie import chain, siblings
+from standins import ARCHITECTURES, tiny_backbone, without_packing
 
 PROMPTS = st.lists(st.lists(st.integers(0, 28), min_size=1, max_size=42), min_size=1, max_size=3)
 
@@ -101,9 +101,18 @@ def test_keep_moves_into_place_and_forgets_the_rest() -> None:
     backbone = tiny_backbone()
     session = TrieSession(backbone, 1, 8)
     session.prefill([[1, 2, 3]])
-    for token in (4, 5, 6, 7, 8):  # five steps of three siblings fit in eight slots only if the losers' slots are reused
-        session.extend([siblings((0, token, 9), session.tips[0])] if session.forest.length + 3 <= 8 else
-                       [siblings((token,), session.tips[0])])
+    for token in (
+        4,
+        5,
+        6,
+        7,
+        8,
+    ):  # five steps of three siblings fit in eight slots only if the losers' slots are reused
+        session.extend(
+            [siblings((0, token, 9), session.tips[0])]
+            if session.forest.length + 3 <= 8
+            else [siblings((token,), session.tips[0])]
+        )
         width = session.forest.length - session.tips[0] - 1
         session.keep([1 if width == 3 else 0], width)
     assert session.forest.path(0, session.tips[0]) == [1, 2, 3, 4, 5, 6, 7, 8]

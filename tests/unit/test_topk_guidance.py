@@ -19,8 +19,10 @@ from rewardgap.numerics.topk import top_candidates
 VALUES = st.sampled_from([0.0, -0.0, 1.0, 1.0, 2.0, -3.5, -math.inf])
 
 
-@given(st.integers(1, 12).flatmap(lambda v: st.lists(st.lists(VALUES, min_size=v, max_size=v), min_size=1, max_size=3)),
-       st.integers(1, 15))
+@given(
+    st.integers(1, 12).flatmap(lambda v: st.lists(st.lists(VALUES, min_size=v, max_size=v), min_size=1, max_size=3)),
+    st.integers(1, 15),
+)
 def test_top_candidates_is_a_stable_sort(rows: list[list[float]], k: int) -> None:
     values, indices = top_candidates(torch.tensor(rows, dtype=torch.float64), k)
     for row, got_values, got in zip(rows, values.tolist(), indices.tolist(), strict=True):

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from standins import ARCHITECTURES, tiny_backbone, without_packing
 
 from rewardgap.backbones.session import tree_states
 from rewardgap.backbones.trie import ROOT, Block, TokenForest, build_trie, chain, siblings
 from rewardgap.numerics.bradley_terry import pair_loss
+from standins import ARCHITECTURES, tiny_backbone, without_packing
 
 TOKENS = st.integers(0, 28)
 

@@ -17,7 +17,8 @@ import torch
 
 from rewardgap.backbones.session import tree_states
 from rewardgap.backbones.trie import Block, build_trie, chain
-from rewardgap.core.records import Prompt, prompt_to_json
+from rewardgap.core.errors import DataError
+from rewardgap.core.records import Prompt, prompt_text, prompt_to_json
 from rewardgap.core.store import cache_root, content_hash, write_bytes
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class FeatureCache:
             try:
                 tensors = load_file(shard)
                 names = [bytes(name).hex() for name in tensors["keys"]]
-                rows.update(zip(names, tensors["features"], strict=True))
+                rows.update(dict(zip(names, tensors["features"], strict=True)))
             except (SafetensorError, OSError, KeyError, ValueError) as error:
                 warnings.warn(f"feature shard {shard.name} is damaged and is computed again: {error}", stacklevel=3)
                 shard.unlink(missing_ok=True)
@@ -163,15 +164,10 @@ def _batches(backbone: Backbone, missing: dict[str, Item], limit: PromptLimit) -
     by_prompt: dict[Prompt, list[str]] = {}
     for key, item in missing.items():
         by_prompt.setdefault(item.prompt, []).append(key)
-    trees = []
-    encoder = backbone.encoder
+    trees: list[_Tree] = []
     for prompt, keys in by_prompt.items():
-        ids = encoder.encode_prompt(prompt, max_tokens=limit.max_tokens or backbone.context, on_long=limit.on_long)
-        trie = build_trie([encoder.encode_completion(missing[key].completion, after=prompt) for key in keys])
-        head = chain(ids, -1, 0)
-        tail = trie.block(parent=len(ids) - 1, start=len(ids))
-        ends = {key: len(ids) + path[-1] if path else len(ids) - 1 for key, path in zip(keys, trie.paths, strict=True)}
-        trees.append(_Tree(Block(head.tokens + tail.tokens, head.parents + tail.parents), ends))
+        ids, tails = encode_texts(backbone, prompt, [missing[key].completion for key in keys], limit)
+        trees += _trees(ids, keys, tails)
     trees.sort(key=lambda tree: -len(tree.block.tokens))
     batch: list[_Tree] = []
     for tree in trees:
@@ -181,3 +177,42 @@ def _batches(backbone: Backbone, missing: dict[str, Item], limit: PromptLimit) -
         batch.append(tree)
     if batch:
         yield batch
+
+
+def _trees(ids: tuple[int, ...], keys: Sequence[str], tails: Sequence[tuple[int, ...]]) -> Iterable[_Tree]:
+    """Hang the completions of one prompt below it, in several trees where one would be too large for a forward."""
+    begin, size = 0, len(ids)
+    for end, tail in enumerate([*tails, ()]):
+        if end == len(tails) or (end > begin and size + len(tail) > NODES_PER_FORWARD):
+            block, ends = prompt_tree(ids, tails[begin:end])
+            yield _Tree(block, dict(zip(keys[begin:end], ends, strict=True)))
+            begin, size = end, len(ids)
+        size += len(tail)
+
+
+def prompt_tree(ids: Sequence[int], tails: Sequence[Sequence[int]]) -> tuple[Block, list[int]]:
+    """Return a tree of one prompt and its completions, and the node at which each text ends."""
+    trie = build_trie(tails)
+    head, tail = chain(ids, -1, 0), trie.block(parent=len(ids) - 1, start=len(ids))
+    ends = [len(ids) + path[-1] if path else len(ids) - 1 for path in trie.paths]
+    return Block(head.tokens + tail.tokens, head.parents + tail.parents), ends
+
+
+def encode_texts(
+    backbone: Backbone, prompt: Prompt, completions: Sequence[str], limit: PromptLimit
+) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """Return the ids of a prompt and of completions of it.
+
+    Raises:
+        DataError: if the prompt is too long, or a completion does not fit behind it.
+    """
+    encoder = backbone.encoder
+    ids = encoder.encode_prompt(prompt, max_tokens=limit.max_tokens or backbone.context, on_long=limit.on_long)
+    tails = [encoder.encode_completion(text, after=prompt) for text in completions]
+    longest = max(map(len, tails), default=0)
+    if len(ids) + longest > backbone.context:
+        raise DataError(
+            f"prompt of {len(ids)} tokens and completion of {longest} are longer than the {backbone.context} that "
+            f"{backbone.name} reads: '{prompt_text(prompt)[:60]}'. Lower max_prompt_tokens, or shorten the completion."
+        )
+    return ids, tails

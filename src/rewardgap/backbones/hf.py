@@ -127,6 +127,8 @@ class Backbone:
     def _masks(self, visible: torch.Tensor, appended: Appended) -> Any:
         full = visible[:, None]
         form = self._mask_form
+        if form == "unknown":
+            raise ValueError("the reach of this model's layers is not known.")
         if form == "plain":
             return full
         window = int(self.config.sliding_window)
@@ -185,9 +187,15 @@ class Backbone:
 
 
 def mask_form(config: Any) -> str:
-    """Return how a model takes its attention mask: "plain", "windowed" (one mask) or "by_layer" (a dict)."""
+    """Return how a model takes its attention mask.
+
+    "plain", "windowed" (one mask), "by_layer" (a dict), or "unknown": layers of a kind whose reach we do not know
+    (chunked, linear) may agree with us on a short probe and not on a long text.
+    """
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     if kinds is not None:
+        if not set(kinds) <= {"full_attention", "sliding_attention"}:
+            return "unknown"
         return "by_layer" if window and "sliding_attention" in kinds else "plain"
     return "windowed" if window else "plain"

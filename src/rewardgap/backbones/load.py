@@ -11,7 +11,9 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import io
+import json
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -26,6 +28,8 @@ from rewardgap.core.store import cache_root, content_hash
 
 SMOLLM2 = "smollm2-135m"
 SYNTHETIC_WORDS = "synthetic-words"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_NO_SETTINGS = ("transformers_version", "architectures", "dtype", "_name_or_path", "_model_name_or_path", "use_cache")
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -53,16 +57,22 @@ def load_backbone(
     options: dict[str, Any] = {"revision": revision} if revision else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
-        model = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=_DTYPES[dtype],
-            attn_implementation="sdpa",
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
+            output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, ConnectionError) as error:
-        raise _explain(name, path, error) from error
+    except Exception as error:  # damaged files raise anything from KeyError to SafetensorError
+        raise _explain(name, path, revision, error) from error
+    if report["missing_keys"]:
+        absent = sorted(report["missing_keys"])
+        raise ModelError(
+            f"model '{name}' has no {absent[0]} ({len(absent)} weights missing for {type(model).__name__}). "
+            "Give a causal language model with all its weights."
+        )
     model.eval().requires_grad_(False).to(device)
     ends = model.generation_config.eos_token_id if model.generation_config is not None else None
     end_ids = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
@@ -74,15 +84,18 @@ def load_backbone(
 
 
 def weights_hash(model: Any) -> str:
-    """Return a hash of a model's weights and shape.
+    """Return a hash of a model's weights, shapes and settings.
 
-    Every tensor's name and shape goes in, and of its values up to 4,096 at a fixed stride: two checkpoints of one
-    architecture differ in nearly all values, and hashing gigabytes at each start would cost more than it tells.
+    Every tensor's name and shape goes in, and of its values about 4,096 at a fixed odd stride, which meets every
+    column: two checkpoints of one architecture differ in nearly all values, and hashing gigabytes at each start would
+    cost more than it tells.
     """
-    digest = hashlib.sha256(type(model).__name__.encode())
+    facts = json.loads(model.config.get_text_config().to_json_string())
+    settings = {key: value for key, value in facts.items() if key not in _NO_SETTINGS}
+    digest = hashlib.sha256(f"{type(model).__name__}{content_hash(settings)}".encode())
     for key, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().reshape(-1)
-        step = max(1, flat.numel() // 4096)
+        step = flat.numel() // 4096 | 1
         digest.update(f"{key}{tuple(tensor.shape)}".encode())
         digest.update(flat[::step].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -104,14 +117,14 @@ def _locate(name: str) -> tuple[str, str | None]:
 
         return str(words_folder()), None
     plain = name.removeprefix("file:")
-    if plain != name or plain.startswith((".", "/", "~")) or Path(plain).exists():
+    if plain != name or plain.startswith((".", "/", "~")) or (plain and Path(plain).exists()):
         folder = Path(plain).expanduser()
         if not folder.is_dir():
             raise ModelError(f"model path '{plain}' does not exist. Give a folder with config.json, or a hub id.")
         return str(folder), None
     hub = name.removeprefix("hf:")
     repository, _, revision = hub.partition("@")
-    if repository.count("/") != 1:
+    if not _HUB_ID.fullmatch(repository):
         raise ModelError(
             f"no model '{name}': it is neither a folder, nor a hub id (owner/name), nor one of "
             f"{SMOLLM2}, {SYNTHETIC_WORDS}."
@@ -119,9 +132,13 @@ def _locate(name: str) -> tuple[str, str | None]:
     return repository, revision or None
 
 
-def _explain(name: str, path: str, error: Exception) -> ModelError:
+def _explain(name: str, path: str, revision: str | None, error: Exception) -> ModelError:
     if Path(path).is_dir():
         return ModelError(f"model folder '{path}' cannot be loaded: {_first_line(error)}")
+    from huggingface_hub import try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(path, "config.json", revision=revision), str):
+        return ModelError(f"model '{name}' cannot be loaded: {_first_line(error)}")
     offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
     reason = "HF_HUB_OFFLINE is set" if offline else f"the hub gave no answer ({_first_line(error)})"
     return ModelError(

@@ -53,6 +53,7 @@ def attach_lora(backbone: Backbone, settings: LoraSettings, seed: int) -> Backbo
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, decoder)
+    model.eval()  # the new modules, dropout among them, arrive in training mode
     trainable = sum(p.numel() for p in adapter_parameters(model))
     expected = settings.rank * sum(m.in_features + m.out_features for m in linear.values())
     if trainable != expected:

@@ -109,7 +109,7 @@ METRICS: Catalog[MetricCard] = Catalog(
             stage="behaviour",
             higher_is_better=True,
             range=(-inf, inf),
-            signature="bertscore|enc=<encoder>@<weights>|layer=<layer>|idf=no|rescale=no|special=match",
+            signature="bertscore_f1|enc=<encoder>@<weights>|layer=<layer>|idf=no|rescale=no|special=match",
             build=BertScore,
         ),
         MetricCard(

@@ -78,7 +78,7 @@ class GlobalBTConfig:
     """Settings of `GlobalBT`."""
 
     prior_margin: float = field(
-        default=2.0, metadata=meaning("standard deviation of a typical pair's margin under the prior")
+        default=1.5, metadata=meaning("standard deviation of a typical pair's margin under the prior")
     )
     l2: float | None = field(
         default=None, metadata=meaning("ridge on the standardised direction in nats a pair, instead of prior_margin")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from rewardgap.backbones.features import encode_texts, prompt_tree
 from rewardgap.backbones.lora import adapter_parameters
 from rewardgap.backbones.session import tree_states
-from rewardgap.backbones.trie import Block, build_trie, chain
 from rewardgap.core.seeds import child_seed
 from rewardgap.numerics.bradley_terry import pair_loss
 
@@ -111,14 +111,10 @@ def pair_states(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (B, D) states at the last content tokens of chosen and rejected, with gradient, each prompt read once."""
     blocks, ends = [], []
-    encoder = backbone.encoder
     for pair in pairs:
-        ids = encoder.encode_prompt(pair.prompt, max_tokens=limit.max_tokens or backbone.context, on_long=limit.on_long)
-        sides = [encoder.encode_completion(text, after=pair.prompt) for text in (pair.chosen, pair.rejected)]
-        trie = build_trie(sides)
-        head, tail = chain(ids, -1, 0), trie.block(parent=len(ids) - 1, start=len(ids))
-        blocks.append(Block(head.tokens + tail.tokens, head.parents + tail.parents))
-        ends.append([len(ids) + path[-1] if path else len(ids) - 1 for path in trie.paths])
+        block, nodes = prompt_tree(*encode_texts(backbone, pair.prompt, (pair.chosen, pair.rejected), limit))
+        blocks.append(block)
+        ends.append(nodes)
     states = tree_states(backbone, blocks)
     rows = torch.arange(len(pairs), device=states.device)
     places = torch.tensor(ends, device=states.device)

@@ -167,7 +167,7 @@ class LoReConfig:
 
     rank: int = field(default=5, metadata=meaning("number of shared reward directions"))
     prior_margin: float = field(
-        default=2.0, metadata=meaning("standard deviation of a typical pair's margin under the prior of a direction")
+        default=1.5, metadata=meaning("standard deviation of a typical pair's margin under the prior of a direction")
     )
     l2: float | None = field(
         default=None, metadata=meaning("ridge on the standardised basis in nats a pair, instead of prior_margin")

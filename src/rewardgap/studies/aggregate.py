@@ -9,6 +9,7 @@ import numpy as np
 
 from rewardgap.core.results import ResultRow, Sample, StudyResults
 from rewardgap.data.base import AuthoredDataset
+from rewardgap.metrics.policy_accuracy import VARIANT_NAMES
 from rewardgap.metrics.rm_accuracy import pair_accuracy, ties
 from rewardgap.metrics.win_rate import win_name, wins
 from rewardgap.policies.catalog import POLICIES
@@ -162,10 +163,8 @@ def _deployment_rows(tables: Tables, deployment: Deployment, cell: Cell) -> list
         return deployed(tables.template("unseen", stage, metric), tables, deployment)
 
     rows = []
-    variants = sorted(
-        {n[len(SCORE_PREFIX) :] for r in records for n in r if n.startswith(SCORE_PREFIX)},
-        key=lambda n: n != "rgd_topk",
-    )
+    scored = {name for record in records for name in record}
+    variants = [name for name in VARIANT_NAMES if f"{SCORE_PREFIX}{name}" in scored]
     for variant in variants:
         margins = np.array([_margin(record, variant) for record in records])
         rows.append(tables.estimated(row("policy_accuracy", variant), pair_accuracy(margins).tolist(), users))
@@ -173,9 +172,9 @@ def _deployment_rows(tables: Tables, deployment: Deployment, cell: Cell) -> list
         name = f"coverage_{side}"
         rows.append(tables.estimated(row("policy_accuracy", name), [r.get(name) for r in records], users))
     for metric in tables.study.metrics:
-        scored = tables.plan.behaviour.get((cell.id, metric))
-        if scored is not None and tables.done(scored):
-            values = tables.records(scored)
+        compared = tables.plan.behaviour.get((cell.id, metric))
+        if compared is not None and tables.done(compared):
+            values = tables.records(compared)
             owners = [record["user_id"] for record in values]
             rows.append(tables.estimated(row("behaviour", metric), [record["value"] for record in values], owners))
     rows.append(tables.estimated(row("behaviour", "empty_rate"), [float(not r["completion"]) for r in records], users))

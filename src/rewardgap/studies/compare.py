@@ -76,7 +76,7 @@ def _tau(
         ci_high=None if tau is None else _number(found.high),
         p_value=None if tau is None else _number(found.p_value),
         undefined_resamples=found.undefined_resamples,
-        reason=None if tau is not None else "one of the two stages is the same for all reward models.",
+        reason=found.reason,
     )
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from rewardgap.backbones.chat import ChatEncoder, check_vocabulary
 from rewardgap.core.errors import ConfigError, DataError, ModelError
 from rewardgap.core.records import Message, Prompt, prompt_messages
-from standins import CHATML, TEMPLATES, tiny_tokenizer
+from standins import CHATML, TEMPLATES, as_backbone, text_backbone, tiny_backbone, tiny_tokenizer
 
 BLANK_RUNS = [AddedToken("\n\n", normalized=False), AddedToken("    ", normalized=False)]
 ENCODERS = {name: ChatEncoder(tiny_tokenizer(name, extra=BLANK_RUNS)) for name in TEMPLATES}
@@ -308,6 +308,12 @@ def test_line_breaks_are_found_in_every_token() -> None:
 
 
 def test_vocabularies_must_match() -> None:
-    check_vocabulary(5, 5)
-    with pytest.raises(ConfigError, match="5 tokens and the reward model 6"):
-        check_vocabulary(5, 6)
+    """Of one size is not enough: a token id must mean the same to both."""
+    policy = text_backbone()
+    check_vocabulary(policy, text_backbone("mistral", seed=1))
+    with pytest.raises(ConfigError, match="339 tokens and the reward model 29"):
+        check_vocabulary(policy, tiny_backbone())
+    other = tiny_tokenizer("chatml", extra=["colour"])
+    assert other.convert_tokens_to_ids("colour") == len(policy.encoder.tokenizer)
+    with pytest.raises(ConfigError, match=r"token 334 \('colour'\) of tiny or other means something else"):
+        check_vocabulary(policy, as_backbone(policy.model, other, name="other"))

@@ -19,6 +19,8 @@ from rewardgap.core.store import content_hash
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rewardgap.backbones.hf import Backbone
+
 OnLong = Literal["error", "truncate_prompt"]
 _TEXT = "Name a colour,  e.g. red.\n\nÜber 3 words; don't\twait.\n\n\n    x = 1234567 "
 _PROBE = (Message("user", _TEXT), Message("assistant", "\nBlue\n\n"), Message("user", " Why? "))
@@ -72,6 +74,11 @@ class ChatEncoder:
         if tokenizer.eos_token_id is not None:
             known.add(int(tokenizer.eos_token_id))
         self.end_ids = tuple(sorted(known))
+
+    @cached_property
+    def token_ids(self) -> dict[str, int]:
+        """Every token and its id."""
+        return dict(self.tokenizer.get_vocab())
 
     @property
     def template_hash(self) -> str:
@@ -250,14 +257,21 @@ def _excerpt(messages: Sequence[Message], length: int = 60) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def check_vocabulary(policy_size: int, reward_size: int) -> None:
+def check_vocabulary(policy: Backbone, reward: Backbone) -> None:
     """Refuse to mix a policy and a reward model whose token ids do not mean the same.
 
     Raises:
-        ConfigError: naming both sizes.
+        ConfigError: naming both sizes, or a token id and its two meanings.
     """
-    if policy_size != reward_size:
+    hint = "token-level guidance is impossible. Use a reward backbone with the policy's tokenizer."
+    if policy.vocabulary != reward.vocabulary:
         raise ConfigError(
-            f"the policy has {policy_size} tokens and the reward model {reward_size}: token ids do not match, so "
-            "token-level guidance is impossible. Use a reward backbone with the policy's tokenizer."
+            f"the policy has {policy.vocabulary} tokens and the reward model {reward.vocabulary}: token ids do not "
+            f"match, so {hint}"
+        )
+    own, other = policy.encoder.token_ids, reward.encoder.token_ids
+    if own is not other and own != other:
+        text, index = min((own.items() ^ other.items()), key=lambda item: (item[1], item[0]))
+        raise ConfigError(
+            f"token {index} ('{text}') of {policy.name} or {reward.name} means something else to the other, so {hint}"
         )

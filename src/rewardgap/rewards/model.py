@@ -198,7 +198,7 @@ class RewardModel:
         Raises:
             ConfigError: if policy and reward model have different vocabularies.
         """
-        check_vocabulary(policy.vocabulary, self.backbone.vocabulary)
+        check_vocabulary(policy, self.backbone)
         own = self.encode_prompts(prompts)
         if self._reads(policy, own, prompt_ids):
             return PolicyStateGuide(self.head, states, self.scale)
@@ -225,7 +225,7 @@ class RewardModel:
             states: B user states.
             cache: where node states are kept.
         """
-        check_vocabulary(session.backbone.vocabulary, self.backbone.vocabulary)
+        check_vocabulary(session.backbone, self.backbone)
         own = self.encode_prompts(prompts)
         shared = self._reads(session.backbone, own, prompt_ids)
         keys = [

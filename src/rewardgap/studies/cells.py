@@ -127,7 +127,8 @@ def from_parquet(payload: bytes) -> list[dict[str, Any]]:
     """Read what `to_parquet` wrote."""
     import pyarrow.parquet as pq
 
-    rows = pq.read_table(io.BytesIO(payload)).to_pylist()
+    # One thread: files are small, and a pool that is still alive at exit can abort the process.
+    rows = pq.read_table(io.BytesIO(payload), use_threads=False, pre_buffer=False).to_pylist()
     return [
         {
             name.removesuffix("_json"): json.loads(value) if name.endswith("_json") and value is not None else value

@@ -49,6 +49,10 @@ def run_reward_model(bench: Workbench, cell: Cell, spec: RewardModelSpec) -> Non
     folder.clear()
     folder.start()
     model = bench.new_reward_model(spec)
+    used = [*pairs.train, *pairs.valid, *(p for rows in pairs.support.values() for p in rows), *pairs.query_pairs]
+    with bench.progress.task("encode the pairs", 2 * len(used)) as task:
+        features = model.pair_features(used, task)
+    del features
     begin = time.perf_counter()
     with bench.progress.task(cell.title, 1) as task:
         model.fit(

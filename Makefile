@@ -17,8 +17,8 @@ test-all: $(VENV)/.dev
 	REWARDGAP_REQUIRE_DATA=1 $(BIN)/python -m pytest -q
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
@@ -27,7 +27,8 @@ docs: $(VENV)/.core
 	$(BIN)/rewardgap docs docs/catalogue
 
 bench: $(VENV)/.core
-	$(BIN)/rewardgap bench --help
+	mkdir -p benchmarks/results
+	$(BIN)/python benchmarks/primitive.py --json benchmarks/results/primitive.json
 
 clean:
 	rm -rf $(VENV)

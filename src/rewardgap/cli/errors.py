@@ -5,33 +5,79 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
+import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rewardgap.core.errors import RewardGapError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+FAILED = 1
 INTERRUPTED = 130
+SHOW_TRACEBACK = "REWARDGAP_TRACEBACK"
 
 
 @contextmanager
-def reported(as_json: bool = False) -> Iterator[None]:
-    """Print a known error as one sentence on stderr (or as JSON on stdout) and leave with its exit code."""
+def reported(as_json: bool = False, *, resumable: bool = False) -> Iterator[None]:
+    """Print an error as one sentence on stderr and leave with its exit code.
+
+    Args:
+        as_json: print the error as a JSON object on stdout too.
+        resumable: whether the same command goes on where an interrupted one was.
+    """
     import typer
 
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            yield
+    except typer.Exit:
+        raise
     except RewardGapError as error:
-        if as_json:
-            sys.stdout.write(json.dumps({"error": str(error), "kind": type(error).__name__}) + "\n")
-        sys.stderr.write(f"error: {error}\n")
+        _say(str(error), type(error).__name__, as_json)
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt as error:
-        sys.stderr.write("interrupted: what was finished is kept; the same command goes on from there.\n")
+        kept = ": what was finished is kept; the same command goes on from there" if resumable else ""
+        sys.stderr.write(f"interrupted{kept}.\n")
         raise typer.Exit(INTERRUPTED) from error
     except BrokenPipeError:
         # The reader of our output went away, for example `| head`.
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
         raise typer.Exit(0) from None
+    except OSError as error:
+        place = f"'{error.filename}': " if error.filename else ""
+        _say(f"{place}{error.strerror or error}.", type(error).__name__, as_json)
+        raise typer.Exit(FAILED) from error
+    except Exception as error:
+        if os.environ.get(SHOW_TRACEBACK):
+            raise
+        _say(_unexpected(error), type(error).__name__, as_json)
+        raise typer.Exit(FAILED) from error
+
+
+def one_line(text: str) -> str:
+    """Return a text without line breaks and without characters that steer a terminal."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+
+
+def _say(sentence: str, kind: str, as_json: bool) -> None:
+    sentence = one_line(sentence)
+    if as_json:
+        sys.stdout.write(json.dumps({"error": sentence, "kind": kind}) + "\n")
+    sys.stderr.write(f"error: {sentence}\n")
+
+
+def _unexpected(error: Exception) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"unexpected {type(error).__name__} in {Path(last.filename).name}, line {last.lineno}: {error}; "
+        f"set {SHOW_TRACEBACK}=1 to see where it comes from, and please report it."
+    )
+
+
+def _show_warning(message: Warning | str, *_rest: Any, **_more: Any) -> None:
+    sys.stderr.write(f"warning: {one_line(str(message))}\n")

@@ -84,6 +84,7 @@ class ControlResult:
     expectation: str
     passed: bool | None
     sentence: str
+    unit: Literal["points", "ratio"] = "points"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

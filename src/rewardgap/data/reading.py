@@ -72,12 +72,21 @@ def read_raw_rows(path: Path) -> list[RawRow]:
         MissingFileError: if there is no such file.
         DataError: if it is empty, or its gzip stream is damaged.
     """
-    payload = read_bytes(path).removeprefix(b"\xef\xbb\xbf")
+    return split_rows(read_bytes(path), path.name)
+
+
+def split_rows(payload: bytes, title: str) -> list[RawRow]:
+    """Return the lines of a JSON lines payload that are not blank; `title` names it in messages.
+
+    Raises:
+        DataError: if there is none.
+    """
+    payload = payload.removeprefix(b"\xef\xbb\xbf")
     # Only a line feed ends a line: text may hold U+2028 and other characters that str.splitlines would cut at.
     lines = enumerate(payload.split(b"\n"), start=1)
-    rows = [RawRow(f"{path.name}, line {number}", line) for number, line in lines if line.strip()]
+    rows = [RawRow(f"{title}, line {number}", line) for number, line in lines if line.strip()]
     if not rows:
-        raise DataError(f"{path.name} is empty; expected one JSON object on each line.")
+        raise DataError(f"{title} is empty; expected one JSON object on each line.")
     return rows
 
 

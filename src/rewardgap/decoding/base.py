@@ -39,7 +39,10 @@ class Decoder(Protocol):
         ...
 
     def choose(self, scores: torch.Tensor, uniforms: torch.Tensor | None) -> torch.Tensor:
-        """Return the index of the chosen candidate in each row of (B, K) scores; candidates come best first under π."""
+        """Return the index of the chosen candidate in each row of (B, K) scores.
+
+        Candidates come best first under π, or, without a `top_k`, in the order of their ids.
+        """
         ...
 
 

@@ -103,7 +103,7 @@ def decode(
             log_probs = session.backbone.log_probs(states)
             if step < stop.min_new_tokens:
                 log_probs[:, closers] = -torch.inf
-            fluency, candidates = top_candidates(log_probs, decoder.top_k or log_probs.shape[-1])
+            fluency, candidates = _candidates(log_probs, decoder.top_k)
             _check_fluency(fluency, alive)
             nodes = None
             if guide is None:
@@ -156,6 +156,14 @@ def decode(
                 states = session.extend(blocks)[:, 0]
                 session.keep([0] * len(alive), 1)
     return out
+
+
+def _candidates(log_probs: torch.Tensor, top_k: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the candidates of each row, best first; the whole vocabulary stays in the order of ids, unsorted."""
+    if top_k is not None:
+        return top_candidates(log_probs, top_k)
+    ids = torch.arange(log_probs.shape[-1], device=log_probs.device)
+    return log_probs, ids.expand(log_probs.shape)
 
 
 def _record(out: list[Decoded], alive: list[int], chosen: list[int], stop: StopRule) -> list[bool]:

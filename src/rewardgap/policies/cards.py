@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from rewardgap.policies.base import AdaptedPolicy
 
@@ -16,7 +16,7 @@ class PolicyCard:
     """A deployment as the catalogue lists it.
 
     `build(backbone, settings, traces, num_demonstrations, retriever)` makes it; the last two are None where the study
-    does not give them.
+    does not give them, and `options` says what they mean.
     """
 
     name: str
@@ -27,3 +27,4 @@ class PolicyCard:
     deviations: tuple[str, ...] = ()
     family: str = "policy"
     personal: bool = False
+    options: Mapping[str, str] = field(default_factory=dict)

@@ -160,6 +160,10 @@ ICL_CARD = PolicyCard(
     build=_build,
     deviations=("Demonstrations are chat turns: the user's prompt, then what the user wrote.",),
     personal=True,
+    options={
+        "num_demonstrations": "shots, at most; the whole support set unless given",
+        "retriever": "which of them, most useful first; the most recent unless given",
+    },
 )
 RAG_CARD = PolicyCard(
     name="icl_rag",
@@ -169,4 +173,8 @@ RAG_CARD = PolicyCard(
     build=_build_rag,
     deviations=("Demonstrations are chat turns; retrieval compares prompts and never sees a completion.",),
     personal=True,
+    options={
+        "num_demonstrations": "shots, at most; the whole support set unless given",
+        "retriever": "which of them, most useful first; bm25 unless given",
+    },
 )

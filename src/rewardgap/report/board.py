@@ -196,11 +196,16 @@ def dataset_name(entry: dict[str, Any]) -> str:
 def _board(dataset: str, rows: list[ResultRow]) -> Board:
     return Board(
         dataset=dataset,
-        lines=tuple(_lines(row for row in rows if row.stage != "rm_accuracy")),
-        reward_models=tuple(_lines(row for row in rows if row.stage == "rm_accuracy")),
+        lines=tuple(_lines(row for row in rows if not _is_of_reward_model(row))),
+        reward_models=tuple(_lines(row for row in rows if _is_of_reward_model(row))),
         seeds=tuple(sorted({row.seed for row in rows})),
         _stages=frozenset(row.stage for row in rows),
     )
+
+
+def _is_of_reward_model(row: ResultRow) -> bool:
+    """Say whether a row speaks of a reward model alone: its accuracy, or what fitting it cost."""
+    return row.stage == "rm_accuracy" or (row.stage == "cost" and row.fit_mode is not None and row.decoder is None)
 
 
 def _lines(rows: Iterable[ResultRow]) -> list[Line]:

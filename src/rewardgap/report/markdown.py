@@ -91,7 +91,7 @@ def _taus(results: StudyResults) -> list[str]:
 def _controls(results: StudyResults) -> list[str]:
     rows = [
         [markdown(one.name), markdown(one.dataset), markdown(one.method or DASH),
-         Cell(one.value, one.ci_low, one.ci_high).full, markdown(one.expectation), _MARKS[one.passed],
+         Cell(one.value, one.ci_low, one.ci_high, unit=one.unit).full, markdown(one.expectation), _MARKS[one.passed],
          markdown(one.sentence)]
         for one in results.controls
     ]  # fmt: skip

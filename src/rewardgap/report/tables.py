@@ -148,7 +148,7 @@ def _print_controls(results: StudyResults, console: Console) -> None:
     if not results.controls:
         return
     labels = [f"{one.name} ({one.method})" if one.method else one.name for one in results.controls]
-    cells = [Cell(one.value, one.ci_low, one.ci_high) for one in results.controls]
+    cells = [Cell(one.value, one.ci_low, one.ci_high, unit=one.unit) for one in results.controls]
     outcomes = [_MARKS[one.passed] for one in results.controls]
     expected = [Text(plain(one.expectation)) for one in results.controls]
     others = (("outcome", outcomes), ("expected", expected))

@@ -450,7 +450,7 @@ class Head(ABC):
         if self.width == 0:
             raise ConfigError(f"{self.name} is not fitted; call fit or load_state_dict before asking for rewards.")
         if features.shape[-1] != self.width:
-            raise ShapeError(f"features have shape {tuple(features.shape)}, expected (..., {self.width}).")
+            raise ShapeError(f"features have {features.shape[-1]} columns, expected D = {self.width} as in training.")
         if len(states) != len(features):
             raise ShapeError(f"got {len(states)} user states for {len(features)} leading rows of features.")
         for state in states:
@@ -481,7 +481,8 @@ class LinearHead(Head):
     Attributes:
         basis: (D, R) directions in standardised features.
         l2: the ridge on ‖V‖² in nats a pair, or None to derive it from `prior_margin`.
-        prior_margin: standard deviation, under the prior, of the margin of a typical training pair.
+        prior_margin: standard deviation, under the prior, of a typical training pair's margin for a user with equal
+            weights.
         ridge: the ridge in force, set by `observe`.
     """
 
@@ -512,7 +513,7 @@ class LinearHead(Head):
         super().observe(chosen, rejected, user_index)
         if self.l2 is None:
             energy = float(self.differences(chosen, rejected).square().sum(-1).mean())
-            self.ridge = (energy or float(self.width)) / (2 * len(chosen) * self.prior_margin**2)
+            self.ridge = (energy or float(self.width)) / (2 * len(chosen) * self.basis.shape[1] * self.prior_margin**2)
         else:
             self.ridge = self.l2
 

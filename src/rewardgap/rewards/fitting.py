@@ -187,7 +187,7 @@ def minimise_lbfgs(
         units: one number a tensor; the search moves in multiples of it. A per-user tensor sees 1/U of the loss, and in
             units of √U its curvature is like that of the shared ones: ten times fewer steps with 500 users.
         max_steps: limit on the steps taken.
-        tolerance: on the largest slope.
+        tolerance: on the largest slope; a step that gains less than 1e-5 of it ends the search as well.
     """
     sizes = [tensor.numel() for tensor in parameters]
     ends = np.cumsum(sizes)[:-1]
@@ -216,7 +216,13 @@ def minimise_lbfgs(
         jac=True,
         method="L-BFGS-B",
         callback=record,
-        options={"maxiter": max_steps, "maxfun": 2 * max_steps, "maxcor": 20, "gtol": tolerance, "ftol": 1e-12},
+        options={
+            "maxiter": max_steps,
+            "maxfun": 2 * max_steps,
+            "maxcor": 20,
+            "gtol": tolerance,
+            "ftol": 1e-5 * tolerance,
+        },
     )
     write(found.x)
     return FitTrace([*losses, float(found.fun)], bool(found.success))

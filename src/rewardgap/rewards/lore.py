@@ -40,8 +40,8 @@ class LoRe(LinearHead):
 
     Args:
         rank: R, the number of directions.
-        prior_margin: s, the standard deviation of a typical pair's margin under the Gaussian prior of each direction;
-            the ridge is E‖Δ‖² / (2 N s²) on standardised features.
+        prior_margin: s, the standard deviation of a typical pair's margin for a user with equal weights, under the
+            Gaussian prior of the directions; the ridge is E‖Δ‖² / (2 N R s²) on standardised features.
         l2: the ridge itself, in nats a pair, instead of `prior_margin`.
         logit_std: τ, the standard deviation of a training user's logits under their prior. Without one, few pairs a
             user drive every user to a vertex, which fits noise and never converges.
@@ -80,6 +80,9 @@ class LoRe(LinearHead):
         check_choice(self.name, "loss_agg", loss_agg, ("pair", "user"))
         self.rank, self.logit_std, self.user_ridge = rank, logit_std, user_ridge
         self.weight_prior, self.reference_pull, self.loss_agg = weight_prior, reference_pull, loss_agg
+        if rank > 1:
+            # Not convex: digits beyond these tell nothing, and cost as many steps again.
+            self.tolerance = 1e-5
         self.basis = torch.zeros(0, rank)
         self.logits = torch.zeros(0, rank)
         self._reference: torch.Tensor | None = None
@@ -167,7 +170,7 @@ class LoReConfig:
 
     rank: int = field(default=5, metadata=meaning("number of shared reward directions"))
     prior_margin: float = field(
-        default=1.5, metadata=meaning("standard deviation of a typical pair's margin under the prior of a direction")
+        default=1.5, metadata=meaning("standard deviation of a typical pair's margin under the prior, at equal weights")
     )
     l2: float | None = field(
         default=None, metadata=meaning("ridge on the standardised basis in nats a pair, instead of prior_margin")

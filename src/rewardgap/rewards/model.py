@@ -376,12 +376,8 @@ def load_reward_model(folder: str | Path, backbone: Backbone | None = None) -> R
     Raises:
         ModelError: if the folder holds no reward model, or the backbone is not the one it was fitted on.
     """
-    from safetensors.torch import load_file
-
     folder = Path(folder)
-    if not (folder / "model.json").exists():
-        raise ModelError(f"no reward model in '{folder}': model.json is missing.")
-    facts = read_json(folder / "model.json")
+    facts = _read_facts(folder)
     if backbone is None:
         from rewardgap.backbones.load import load_backbone
 
@@ -400,10 +396,33 @@ def load_reward_model(folder: str | Path, backbone: Backbone | None = None) -> R
         lora=LoraSettings(**facts["lora"]) if facts["lora"] else None,
         **facts["config"],
     )
-    model.head.load_state_dict(load_file(folder / "head.safetensors"))
+    model.head.load_state_dict(_read_tensors(folder / "head.safetensors"))
     if facts["fit_mode"] == "lora":
         adapted = attach_lora(backbone, model.lora, 0)
-        load_adapter(adapted.model, load_file(folder / "adapter.safetensors"))
+        load_adapter(adapted.model, _read_tensors(folder / "adapter.safetensors"))
         stamp(adapted, backbone, model.lora)
         model.adapted = adapted
     return model
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    path = folder / "model.json"
+    if not path.exists():
+        raise ModelError(f"no reward model in '{folder}': model.json is missing.")
+    try:
+        facts = read_json(path)
+    except ValueError as error:
+        raise ModelError(f"'{path}' is damaged ({error}); fit and save the model again.") from error
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        raise ModelError(f"'{path}' is not a reward model of format {FORMAT}; fit and save the model again.")
+    return facts
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"'{path}' is missing or damaged ({error}); fit and save the model again.") from error

@@ -41,8 +41,11 @@ def tau_results(tables: Tables) -> list[TauResult]:
             continue
         label = f"{deployment.name} λ={deployment.guidance_weight:g} k={deployment.top_k}"
         families.setdefault(label, []).append((deployment, cell, reward))
-    out = []
+    out: list[TauResult] = []
     for label, members in families.items():
+        if len(members) < FEWEST_MODELS and out:
+            # One line says that there are too few; the same for each family would say no more.
+            break
         stages = {
             "rm_accuracy": [_rm_values(tables, reward) for _, _, reward in members],
             "policy_accuracy": [_policy_values(tables, cell) for _, cell, _ in members],
@@ -204,10 +207,11 @@ def _oracle(tables: Tables, cell: Cell) -> ControlResult:
         value=found.value,
         ci_low=found.low,
         ci_high=found.high,
-        expectation="utility gained over zero-shot, interval above zero",
+        expectation="utility gained over zero-shot (in units of utility), interval above zero",
         passed=passed,
         sentence="Where the truth is known, guidance by the true reward "
-        f"{'writes better than' if passed else 'does not beat'} zero-shot, in units of utility.",
+        f"{'writes better than' if passed else 'does not beat'} zero-shot.",
+        unit="ratio",
     )
 
 

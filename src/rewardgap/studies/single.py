@@ -1,0 +1,284 @@
+"""Single stages on one's own data, with the objects that a study is made of: fit, adapt, score, generate."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from rewardgap.backbones.load import load_backbone
+from rewardgap.core.errors import ConfigError, DataError, ModelError
+from rewardgap.core.seeds import child_seed
+from rewardgap.core.store import read_json, write_bytes
+from rewardgap.decoding.catalog import DECODERS
+from rewardgap.metrics.rm_accuracy import pair_accuracy
+from rewardgap.policies.base import AdaptedPolicy, GenerationSettings
+from rewardgap.policies.guided import Guided
+from rewardgap.policies.in_context import InContext
+from rewardgap.policies.zero_shot import ZeroShot
+from rewardgap.rewards.catalog import REWARD_MODELS
+from rewardgap.rewards.heads import states_from_tensors, states_to_tensors
+from rewardgap.rewards.model import load_reward_model
+from rewardgap.stats.bootstrap import clustered_mean
+from rewardgap.studies.stages import number
+from rewardgap.studies.workbench import shown_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from rewardgap.backbones.hf import Backbone
+    from rewardgap.core.records import PreferencePair
+    from rewardgap.data.base import PreferenceDataset
+    from rewardgap.data.prompts import AskedPrompt
+    from rewardgap.decoding.base import Decoder
+    from rewardgap.rewards.base import UserState
+    from rewardgap.rewards.model import RewardModel
+    from rewardgap.stats.bootstrap import Estimate
+
+StateSource: TypeAlias = Literal["adapted", "training", "cold_start"]
+NOBODY = ""
+"""Stands for the user of a prompt that names none."""
+
+
+def open_backbone(name: str, dtype: str = "float32") -> Backbone:
+    """Load a backbone; a folder is named by its last part, so that no path of a machine gets into an artefact."""
+    backbone = load_backbone(name, dtype=dtype)
+    backbone.name = shown_name(name)
+    return backbone
+
+
+def open_model(
+    folder: Path, backbone: str | None = None, dtype: str = "float32", loaded: Backbone | None = None
+) -> RewardModel:
+    """Load a fitted reward model.
+
+    Args:
+        folder: as `RewardModel.save` wrote it.
+        backbone: where its backbone is; by the recorded name unless given.
+        dtype: the backbone's number type.
+        loaded: a backbone that is there already, taken where it is the one the model was fitted on.
+
+    Raises:
+        ModelError: if the folder holds no reward model, or its backbone is not there.
+    """
+    path = folder / "model.json"
+    facts = read_json(path) if path.exists() else {}
+    if loaded is not None and backbone is None and facts.get("backbone_fingerprint") == loaded.fingerprint:
+        return load_reward_model(folder, loaded)
+    if backbone is not None:
+        return load_reward_model(folder, open_backbone(backbone, dtype))
+    if not facts:
+        return load_reward_model(folder)
+    try:
+        found = open_backbone(facts["backbone"], dtype)
+    except ModelError as error:
+        raise ModelError(f"{error} '{folder}' was fitted on it; say where it is with --backbone.") from error
+    return load_reward_model(folder, found)
+
+
+def adapt_users(model: RewardModel, data: PreferenceDataset) -> dict[str, UserState]:
+    """Return the state of every user of a dataset, each from all of the user's pairs."""
+    users = data.users()
+    return dict(zip(users, model.adapt_all([data.of_user(user) for user in users]), strict=True))
+
+
+def save_states(path: Path, model: RewardModel, states: Mapping[str, UserState]) -> None:
+    """Write states as safetensors, with the model they belong to."""
+    from safetensors.torch import save
+
+    tensors, metadata = states_to_tensors(states)
+    write_bytes(path, save(tensors, {**metadata, "reward_model": model.fingerprint()}))
+
+
+def load_states(path: Path, model: RewardModel) -> dict[str, UserState]:
+    """Read what `save_states` wrote.
+
+    Raises:
+        ModelError: if there is no such file.
+        DataError: if it is damaged.
+        ConfigError: if the states belong to another reward model.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise ModelError(f"states file '{path}' does not exist; `rewardgap adapt` writes one.")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"states file '{path}' is damaged ({error}); write it again with `rewardgap adapt`.") from error
+    if metadata.get("reward_model", model.fingerprint()) != model.fingerprint():
+        raise ConfigError(f"states file '{path}' belongs to another reward model; adapt again with this one.")
+    return states_from_tensors(tensors, metadata)
+
+
+@dataclass(frozen=True)
+class States:
+    """Finds a user's state: adapted, else the training user's own, else the cold start."""
+
+    model: RewardModel
+    adapted: Mapping[str, UserState]
+    cold: UserState
+
+    @classmethod
+    def of(cls, model: RewardModel, adapted: Mapping[str, UserState]) -> States:
+        """Prepare the cold start."""
+        return cls(model, adapted, model.adapt([]))
+
+    def find(self, user_id: str) -> tuple[UserState, StateSource]:
+        """Return a state and where it is from."""
+        if user_id in self.adapted:
+            return self.adapted[user_id], "adapted"
+        if user_id in self.model.head.users:
+            return self.model.state_of(user_id), "training"
+        return self.cold, "cold_start"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Given pairs under a reward model.
+
+    Attributes:
+        records: one a pair, in order: user_id, example_id, chosen and rejected reward, margin, state.
+        accuracy: share of pairs ranked as the user ranked them, ties one half; users are the clusters.
+        ties: pairs with equal rewards.
+        sources: state source -> users.
+    """
+
+    records: list[dict[str, Any]]
+    accuracy: Estimate
+    ties: int
+    sources: dict[str, int]
+
+
+def score_pairs(model: RewardModel, pairs: Sequence[PreferencePair], states: Mapping[str, UserState]) -> Scored:
+    """Score given pairs, each for its own user."""
+    table = States.of(model, states)
+    users = [pair.user_id for pair in pairs]
+    found = {user: table.find(user) for user in dict.fromkeys(users)}
+    own = [found[user][0] for user in users]
+    prompts = [pair.prompt for pair in pairs]
+    model.pair_features(pairs)
+    chosen = model.rewards(prompts, [pair.chosen for pair in pairs], own)
+    rejected = model.rewards(prompts, [pair.rejected for pair in pairs], own)
+    margins = chosen - rejected
+    records = [
+        {
+            "user_id": pair.user_id,
+            "example_id": pair.example_id,
+            "chosen_reward": number(plus),
+            "rejected_reward": number(minus),
+            "margin": number(margin),
+            "state": found[pair.user_id][1],
+        }
+        for pair, plus, minus, margin in zip(pairs, chosen, rejected, margins, strict=True)
+    ]
+    sources = Counter(source for _, source in found.values())
+    ties = sum(record["margin"] == 0 for record in records)
+    return Scored(records, clustered_mean(pair_accuracy(margins), users), ties, dict(sources))
+
+
+def is_personal(model: RewardModel) -> bool:
+    """Return whether a model tells users apart, so that a state matters."""
+    return REWARD_MODELS[model.method].personal
+
+
+def build_decoder(name: str, **given: Any) -> Decoder:
+    """Return a decoder from the options that were given; None is not given.
+
+    Raises:
+        UnknownNameError: if there is no such decoder.
+        ConfigError: if it has no such option.
+    """
+    card = DECODERS[name]
+    options = {option: value for option, value in given.items() if value is not None}
+    for option in options:
+        if option not in card.options:
+            known = ", ".join(card.options) or "none"
+            raise ConfigError(f"decoder '{name}' has no option '{option}'. Known: {known}.")
+    decoder: Decoder = card.build(**options)
+    return decoder
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A deployment, and the state of each user it is asked for; `without` of them have no data of their own."""
+
+    policy: AdaptedPolicy
+    states: dict[str, Any]
+    without: int
+
+
+def deploy_guided(
+    backbone: Backbone, decoder: Decoder, settings: GenerationSettings, states: States, users: Sequence[str]
+) -> Deployed:
+    """Return the policy under reward-guided decoding.
+
+    Raises:
+        ConfigError: if the decoder takes no reward model.
+    """
+    if not DECODERS[decoder.name].guided:
+        raise ConfigError(f"decoder '{decoder.name}' takes no reward model; leave --model out, or use args_greedy.")
+    found = {user: states.find(user) for user in users}
+    without = sum(source == "cold_start" for _, source in found.values())
+    policy = Guided(backbone, decoder, settings, reward=states.model)
+    return Deployed(policy, {user: state for user, (state, _) in found.items()}, without)
+
+
+def deploy_plain(
+    backbone: Backbone,
+    decoder: Decoder,
+    settings: GenerationSettings,
+    users: Sequence[str],
+    demonstrations: PreferenceDataset | None = None,
+    num_demonstrations: int | None = None,
+    retriever: str | None = None,
+) -> Deployed:
+    """Return the policy as it is, or with each user's demonstrations in the prompt.
+
+    Raises:
+        ConfigError: if the decoder needs a reward model, or options of demonstrations come without them.
+    """
+    if DECODERS[decoder.name].guided:
+        raise ConfigError(f"decoder '{decoder.name}' needs a reward model; give one with --model.")
+    if demonstrations is None:
+        if num_demonstrations is not None or retriever is not None:
+            raise ConfigError("--num-demonstrations and --retriever need --demonstrations, the file to take them from.")
+        return Deployed(ZeroShot(backbone, decoder, settings), dict.fromkeys(users), 0)
+    policy = InContext(
+        backbone, decoder, settings, num_demonstrations=num_demonstrations, retriever=retriever or "recent"
+    )
+    known = set(demonstrations.users())
+    support = {user: demonstrations.of_user(user) if user in known else () for user in users}
+    states = {user: policy.adapt(pairs) for user, pairs in support.items()}
+    return Deployed(policy, states, sum(not pairs for pairs in support.values()))
+
+
+def users_of(prompts: Sequence[AskedPrompt]) -> list[str]:
+    """Return whose prompts these are, each user once."""
+    return list(dict.fromkeys(asked.user_id or NOBODY for asked in prompts))
+
+
+def write_completions(
+    deployed: Deployed, prompts: Sequence[AskedPrompt], batch_size: int
+) -> Iterator[dict[str, Any]]:
+    """Write a completion for each prompt, a batch at a time, in order; a seed belongs to a user and an example."""
+    policy = deployed.policy
+    for begin in range(0, len(prompts), batch_size):
+        batch = prompts[begin : begin + batch_size]
+        users = [asked.user_id or NOBODY for asked in batch]
+        names = zip(users, batch, strict=True)
+        seeds = [child_seed(policy.settings.seed, "decode", user, asked.example_id) for user, asked in names]
+        run = policy.open([asked.prompt for asked in batch], [deployed.states[user] for user in users], seeds)
+        for asked, prepared, written in zip(batch, run.prepared, run.generate(), strict=True):
+            yield {
+                "user_id": asked.user_id,
+                "example_id": asked.example_id,
+                "completion": written.text,
+                "ended": written.ended,
+                "new_tokens": len(written.ids),
+                "demonstrations": prepared.shown,
+                "demonstrations_dropped": prepared.dropped,
+            }

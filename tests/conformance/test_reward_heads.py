@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load, save
 
 from rewardgap.core.errors import DataError
-from rewardgap.rewards.base import states_from_tensors, states_to_tensors
 from rewardgap.rewards.catalog import REWARD_MODELS, build_head
+from rewardgap.rewards.states import states_from_tensors, states_to_tensors
 from worlds import macro_accuracy, planted_world
 
 HEADS = [card.name for card in REWARD_MODELS if card.family == "head"]

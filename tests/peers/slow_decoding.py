@@ -45,7 +45,7 @@ def slow_decode(
     policy: PreTrainedModel,
     prompt: list[int],
     *,
-    k: int,
+    k: int | None,
     strength: float,
     reward: Callable[[list[int]], float] | None,
     end: set[int],
@@ -57,15 +57,16 @@ def slow_decode(
 ) -> SlowText:
     """Extend one prompt.
 
-    `uniforms`: None takes the best score; else number t in [0, 1) decides step t by walking through the candidates'
-    probabilities, most probable candidate of the policy first.
+    `k`: None looks at every token. `uniforms`: None takes the best score; else number t in [0, 1) decides step t by
+    walking through the candidates' probabilities, most probable candidate of the policy first, or lowest id first
+    without a `k`.
     """
     out = SlowText()
     here = reward([]) if reward else 0.0
     for step in range(longest):
         log_probs = next_log_probs(policy, prompt + out.tokens)
         allowed = [t for t in range(len(log_probs)) if step >= shortest or t not in end | stop]
-        candidates = sorted(allowed, key=lambda t: (-log_probs[t], t))[:k]
+        candidates = allowed if k is None else sorted(allowed, key=lambda t: (-log_probs[t], t))[:k]
         rewards = {}
         for token in candidates:
             rewards[token] = (here if token in end else reward([*out.tokens, token])) if reward else 0.0

@@ -123,7 +123,7 @@ def test_plain_decoding_is_that_of_the_slow_loop(architecture: str, data: st.Dat
         fast = run(policy, prompts, decoder, stop, seeds=seeds)
         for row, prompt in enumerate(prompts):
             slow = slow_decode(
-                policy.model, prompt, k=k or VOCABULARY, strength=0.0, reward=None, end=end, stop=set(),
+                policy.model, prompt, k=k, strength=0.0, reward=None, end=end, stop=set(),
                 shortest=stop.min_new_tokens, longest=longest, temperature=0.8,
                 uniforms=uniforms(row, longest) if decoder.draws else None,
             )  # fmt: skip
@@ -234,7 +234,7 @@ def test_without_weight_or_choice_guidance_is_the_policy(kind: str) -> None:
     assert [d.ids for d in run(policy, PROMPT_SET, ArgsGreedy(0.0, 10), STOP, guide())] == greedy
     assert [d.ids for d in run(policy, PROMPT_SET, ArgsGreedy(50.0, 1), STOP, guide())] == greedy
     assert [d.ids for d in run(policy, PROMPT_SET, ArgsStochastic(50.0, 1), STOP, guide(), seeds)] == greedy
-    sampled = [d.ids for d in run(policy, PROMPT_SET, Sample(), STOP, seeds=seeds)]
+    sampled = [d.ids for d in run(policy, PROMPT_SET, Sample(top_k=VOCABULARY), STOP, seeds=seeds)]
     guided = run(policy, PROMPT_SET, ArgsStochastic(0.0, VOCABULARY), STOP, guide(), seeds)
     assert [d.ids for d in guided] == sampled
     assert all(sum(d.reward_spread) == 0 for d in guided)
@@ -343,6 +343,26 @@ def test_a_policy_that_gives_no_number_is_refused_by_row() -> None:
     for decoder in (Greedy(), Sample()):
         with pytest.raises(ModelError, match="row 1"):
             run(Broken(), [[0]] * 2, decoder, StopRule((E,), 5), seeds=[1, 2] if decoder.draws else [])  # type: ignore[arg-type]
+
+
+def test_a_closed_token_of_the_lowest_id_is_no_fault() -> None:
+    """Without a top_k candidates come by id; that the first is forbidden says nothing about the others."""
+    stop = StopRule((A,), 3, 3)
+    done = run(ToyBackbone(), [[0]] * 50, Sample(), stop, seeds=list(range(50)))  # type: ignore[arg-type]
+    assert {token for row in done for token in row.ids} == {B, E}
+    with pytest.raises(ModelError, match="no next token for row 0"):
+        run(ToyBackbone(), [[0]], Sample(), StopRule((A, B, E), 3, 1), seeds=[1])  # type: ignore[arg-type]
+
+
+def test_sampling_follows_the_policy() -> None:
+    """10,000 draws against (.5, .3, .2), and at temperature 2 against their square roots; χ², p > 1e-3."""
+    for temperature, odds in ((1.0, TOY.numpy()), (2.0, np.sqrt(TOY.numpy()))):
+        for top_k in (None, 3):
+            done = run(
+                ToyBackbone(), [[0]] * 10_000, Sample(temperature, top_k), StopRule((E,), 1), seeds=list(range(10_000))
+            )  # type: ignore[arg-type]
+            counts = [sum(d.ids == [A] for d in done), sum(d.ids == [B] for d in done), sum(d.ended for d in done)]
+            assert stats.chisquare(counts, 10_000 * odds / odds.sum()).pvalue > 1e-3
 
 
 def test_draws_need_a_seed_a_row() -> None:

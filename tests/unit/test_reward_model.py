@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from standins import save_hub_folder, text_backbone, tiny_model, tiny_tokenizer
 
 from rewardgap.backbones.features import FeatureCache
 from rewardgap.backbones.load import load_backbone
@@ -17,11 +16,12 @@ from rewardgap.core.records import PreferencePair
 from rewardgap.rewards.catalog import REWARD_MODELS
 from rewardgap.rewards.guide import BackboneGuide, PolicyStateGuide
 from rewardgap.rewards.model import RewardModel, load_reward_model, reward_model
+from standins import save_hub_folder, text_backbone, tiny_model, tiny_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from rewardgap.rewards.base import UserState
+    from rewardgap.rewards.states import UserState
 
 METHODS = [card.name for card in REWARD_MODELS if card.family == "head"]
 TEXTS = ["red", "red and blue", "the light of winter", "garden", "", "<|im_end|>", "stone stone", "é"]

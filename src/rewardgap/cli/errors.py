@@ -35,6 +35,7 @@ def reported(as_json: bool = False, *, resumable: bool = False) -> Iterator[None
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             yield
+            sys.stdout.flush()
     except typer.Exit:
         raise
     except RewardGapError as error:

@@ -43,7 +43,9 @@ def fit(
         list[str] | None, typer.Option("--set", metavar="key=value", help="A setting of the method.")
     ] = None,
     data_options: DataSetOption = None,
-    fit_mode: Annotated[Literal["frozen", "lora"], typer.Option(help="Frozen features, or with an adapter.")] = "frozen",
+    fit_mode: Annotated[
+        Literal["frozen", "lora"], typer.Option(help="Frozen features, or with an adapter.")
+    ] = "frozen",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the pairs, fit mode lora.")] = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Pairs a step, fit mode lora.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="Of the adapter, fit mode lora.")] = 1e-4,
@@ -179,7 +181,7 @@ def generate(
     retriever: Annotated[str | None, typer.Option(help="Which: recent unless given, bm25, uniform.")] = None,
     backbone: BackboneOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens generated at most.")] = 32,
-    min_new_tokens: Annotated[int, typer.Option(min=0, help="End tokens may not come before.")] = 0,
+    min_new_tokens: Annotated[int, typer.Option(min=0, help="End tokens may not come before.")] = 1,
     max_prompt_tokens: PromptTokensOption = None,
     on_long: OnLongOption = "error",
     first_line: Annotated[bool, typer.Option("--first-line", help="Completions are one line.")] = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rewardgap.cli.errors import reported
+from rewardgap.cli.options import JsonOption, ThreadsOption
 
 if TYPE_CHECKING:
     from rewardgap.core.results import StudyResults
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
 
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=value", help="Change one setting.")]
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Results folder; runs/<name> unless given.")]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Torch threads; found by a short probe unless given.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
 DryOption = Annotated[bool, typer.Option("--dry-run", help="Print the resolved study and its cells, run nothing.")]
 
 
@@ -57,19 +57,29 @@ def report(
 ) -> None:
     """Write report.html and results.csv of a finished study again, and print the leaderboard; loads no model."""
     with reported(as_json):
-        from rewardgap.core.errors import DataError
-        from rewardgap.core.results import StudyResults
-        from rewardgap.core.store import read_json
-
-        path = run_folder / "results.json"
-        if not path.exists():
-            raise DataError(f"'{run_folder}' holds no results.json; run the study first.")
-        try:
-            results = StudyResults.from_json(read_json(path))
-        except (ValueError, TypeError) as error:
-            raise DataError(f"'{path}' is no results file of this version: {error}. Run the study again.") from error
+        results = _read(run_folder / "results.json")
         _write(results, run_folder)
         _show(results, run_folder, as_json, markdown)
+
+
+def _read(path: Path) -> StudyResults:
+    from rewardgap.core.errors import DataError
+    from rewardgap.core.results import SCHEMA_VERSION, StudyResults
+    from rewardgap.core.store import read_json
+
+    if not path.exists():
+        raise DataError(f"'{path.parent}' holds no results.json; run the study first.")
+    try:
+        value = read_json(path)
+        version = value.get("schema_version")
+        if version == SCHEMA_VERSION:
+            return StudyResults.from_json(value)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"'{path}' cannot be read as results ({error}); run the study again.") from error
+    raise DataError(
+        f"'{path}' has schema version {version}, this program reads {SCHEMA_VERSION}; run the study again, or use the "
+        "version that wrote it."
+    )
 
 
 def preset(name: str) -> Path:
@@ -86,13 +96,13 @@ def _execute(
     dry_run: bool,
     command: str,
 ) -> None:
-    with reported(as_json):
+    with reported(as_json, resumable=True):
         from rewardgap.core.errors import CellsFailedError
         from rewardgap.studies.spec import load_study
 
         study = load_study(path, overrides)
         folder = output or Path("runs") / study.name
-        command = " ".join([command, *(f"--set {o}" for o in overrides or [])])
+        command = " ".join([command, *(f"--set {_shown_setting(setting)}" for setting in overrides or [])])
         from rewardgap.studies.aggregate import aggregate
         from rewardgap.studies.environment import choose_threads
         from rewardgap.studies.progress import Terminal
@@ -108,14 +118,16 @@ def _execute(
         results = _with_signatures(aggregate(finished, command))
         _write(results, folder)
         _show(results, folder, as_json, markdown=False)
-        cells = len(finished.plan.cells())
-        progress.say(
-            f"{finished.computed} of {cells} cells computed, the others were there. Report: {folder}/report.html"
-        )
-        if finished.failures:
+        cells, failed = len(finished.plan.cells()), len(finished.failures)
+        counts = [f"{finished.computed} of {cells} cells computed"]
+        counts += [f"{failed} failed"] if failed else []
+        counts += [f"{there} were there"] if (there := cells - finished.computed - failed) else []
+        progress.say(f"{', '.join(counts)}. Report: {folder}/report.html")
+        if failed:
+            first = finished.failures[0]
             raise CellsFailedError(
-                f"{len(finished.failures)} of {cells} cells failed, first '{finished.failures[0]['title']}': "
-                f"{finished.failures[0]['error']}. The others are finished and kept."
+                f"{failed} of {cells} cells failed, first '{first['title']}': {first['error'].rstrip('.')}. "
+                "The others are finished and kept."
             )
 
 
@@ -174,3 +186,9 @@ def _show(results: StudyResults, folder: Path, as_json: bool, markdown: bool) ->
 
 def _shown(path: Path) -> str:
     return path.name if path.is_absolute() else str(path)
+
+
+def _shown_setting(setting: str) -> str:
+    """Return a setting as one types it, without the folders of this machine."""
+    key, sign, value = setting.partition("=")
+    return shlex.quote(key + sign + (Path(value).name if value.startswith(("/", "~")) else value))

@@ -200,7 +200,7 @@ def _note(
 
 
 def _check_fluency(fluency: torch.Tensor, alive: list[int]) -> None:
-    bad = ~torch.isfinite(fluency[:, 0])
+    bad = ~torch.isfinite(fluency.max(-1).values)
     if bool(bad.any()):
         raise ModelError(
             f"the policy has no next token for row {alive[int(bad.to(torch.uint8).argmax())]}: its logits are not "

@@ -22,7 +22,6 @@ from rewardgap.rewards.fitting import (
     FitHistory,
     LossAggregation,
     Optimiser,
-    check_positive,
     column_moments,
     fit_head,
     paired_features,
@@ -35,17 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = [
-    "FitHistory",
-    "Head",
-    "LinearHead",
-    "MethodCard",
-    "TextUtility",
-    "UserState",
-    "meaning",
-    "states_from_tensors",
-    "states_to_tensors",
-]
+    from rewardgap.rewards.states import UserState
 
 
 class TextUtility(Protocol):
@@ -54,92 +43,6 @@ class TextUtility(Protocol):
     def __call__(self, user_id: str, prompt: str, completion: str) -> float:
         """Return the user's utility of a completion."""
         ...
-
-
-@dataclass(frozen=True, eq=False)
-class UserState:
-    """Everything that belongs to one user: a few named vectors, and the number of pairs they were made from.
-
-    Two states are equal where method, count and every number are. A user with no pairs has a state too: the cold start.
-    """
-
-    method: str
-    values: Mapping[str, torch.Tensor]
-    num_support: int
-
-    def __post_init__(self) -> None:
-        """Take copies, so that no later change of a tensor reaches the state."""
-        object.__setattr__(self, "values", {k: v.detach().cpu().clone() for k, v in self.values.items()})
-
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the vectors as numpy arrays."""
-        return {name: value.numpy().copy() for name, value in self.values.items()}
-
-    def __eq__(self, other: object) -> bool:
-        """Compare by content, to the bit."""
-        if not isinstance(other, UserState):
-            return NotImplemented
-        if (self.method, self.num_support, set(self.values)) != (other.method, other.num_support, set(other.values)):
-            return False
-        return all(
-            value.dtype == other.values[name].dtype and torch.equal(value, other.values[name])
-            for name, value in self.values.items()
-        )
-
-    def __hash__(self) -> int:
-        """Hash by what equality needs first."""
-        return hash((self.method, self.num_support, *sorted(self.values)))
-
-
-_COUNT, _VALUE = "num_support", "values."
-
-
-def states_to_tensors(states: Mapping[str, UserState]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Turn states of one method into what a safetensors file holds: a matrix a named vector, one row a user.
-
-    Args:
-        states: user id to state, in the order of the rows.
-
-    Returns:
-        Tensors, and string metadata with the method and the user ids as JSON.
-
-    Raises:
-        DataError: if the states are of different methods or shapes; the message names the user.
-    """
-    table = list(states.items())
-    tensors = {_COUNT: torch.tensor([state.num_support for _, state in table], dtype=torch.int64)}
-    first = table[0][1] if table else UserState("", {}, 0)
-    like = {name: (value.shape, value.dtype) for name, value in first.values.items()}
-    for user, state in table:
-        here = {name: (value.shape, value.dtype) for name, value in state.values.items()}
-        if state.method != first.method or here != like:
-            raise DataError(
-                f"state of user {user!r} is of {state.method!r} with {sorted(state.values)}; expected the method and "
-                f"shapes of the first user's, {first.method!r} with {sorted(first.values)}."
-            )
-    for name in first.values:
-        tensors[_VALUE + name] = torch.stack([state.values[name] for _, state in table])
-    return tensors, {"method": first.method, "users": json.dumps([user for user, _ in table])}
-
-
-def states_from_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> dict[str, UserState]:
-    """Read what `states_to_tensors` gave.
-
-    Raises:
-        DataError: if names, rows and ids do not belong together.
-    """
-    if "users" not in metadata or "method" not in metadata or _COUNT not in tensors:
-        raise DataError(f"no table of user states: expected metadata 'method' and 'users' and a tensor '{_COUNT}'.")
-    users = json.loads(metadata["users"])
-    rows = {name: len(tensor) for name, tensor in tensors.items()}
-    if len(set(users)) != len(users) or set(rows.values()) != {len(users)}:
-        raise DataError(f"the table of user states has {len(users)} user ids and rows {rows}; expected one row an id.")
-    vectors = {name.removeprefix(_VALUE): tensor for name, tensor in tensors.items() if name.startswith(_VALUE)}
-    counts = tensors[_COUNT].tolist()
-    return {
-        user: UserState(metadata["method"], {name: vectors[name][row] for name in vectors}, int(counts[row]))
-        for row, user in enumerate(users)
-    }
 
 
 def meaning(text: str) -> dict[str, str]:
@@ -469,84 +372,3 @@ class Head(ABC):
         if left.shape[1] != self.width:
             raise ShapeError(f"support has shape {tuple(left.shape)}, expected (n, D) with D = {self.width}.")
         return left.double().cpu(), right.double().cpu()
-
-
-class LinearHead(Head):
-    """A head whose reward is one dot product a user.
-
-        r_u(h) = dᵤᵀ (h - mean),   dᵤ = V wᵤ / std
-
-    The basis V (D, R) is shared and trained with a Gaussian prior; what w_u may be is the method's.
-
-    Attributes:
-        basis: (D, R) directions in standardised features.
-        l2: the ridge on ‖V‖² in nats a pair, or None to derive it from `prior_margin`.
-        prior_margin: standard deviation, under the prior, of a typical training pair's margin for a user with equal
-            weights.
-        ridge: the ridge in force, set by `observe`.
-    """
-
-    basis: torch.Tensor
-
-    def __init__(self, *, prior_margin: float, l2: float | None) -> None:
-        super().__init__()
-        check_positive(self.name, prior_margin=prior_margin, **({} if l2 is None else {"l2": l2}))
-        self.prior_margin, self.l2, self.ridge = prior_margin, l2, 0.0
-
-    @abstractmethod
-    def training_weights(self) -> torch.Tensor:
-        """Return the (U, R) differentiable weights of the training users."""
-
-    @abstractmethod
-    def weights_of(self, state: UserState) -> torch.Tensor:
-        """Return the (R,) weights of a state."""
-
-    def fit_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """Return float64: a linear fit is cheap, and its optimum should not depend on rounding."""
-        return torch.float64
-
-    def observe(self, chosen: torch.Tensor, rejected: torch.Tensor, user_index: torch.Tensor) -> None:
-        """Take moments and counts, and turn the stated prior into a ridge.
-
-        V_j ~ N(0, s² / E‖Δ‖² · I)  so that  std(V_jᵀΔ) = s,   ridge = E‖Δ‖² / (2 N s²)
-        """
-        super().observe(chosen, rejected, user_index)
-        if self.l2 is None:
-            energy = float(self.differences(chosen, rejected).square().sum(-1).mean())
-            self.ridge = (energy or float(self.width)) / (2 * len(chosen) * self.basis.shape[1] * self.prior_margin**2)
-        else:
-            self.ridge = self.l2
-
-    def differences(self, chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
-        """Return standardised (h+ - h-); the mean cancels."""
-        return (chosen.to(self.mean) - rejected.to(self.mean)) / self.std
-
-    def penalty(self) -> torch.Tensor:
-        """Return ridge · ‖V‖²."""
-        return self.ridge * self.basis.square().sum()
-
-    def train_rewards(self, features: torch.Tensor, user_index: torch.Tensor) -> torch.Tensor:
-        """Return (N,) rewards w_uᵀ Vᵀ (h - mean) / std."""
-        return self._combine(self.standardise(features), user_index)
-
-    def bind_losses(
-        self, chosen: torch.Tensor, rejected: torch.Tensor, user_index: torch.Tensor
-    ) -> Callable[[], torch.Tensor]:
-        """Return the (N,) losses as a function of the parameters, from differences formed once."""
-        differences = self.differences(chosen, rejected)
-        return lambda: pair_loss(self._combine(differences, user_index))
-
-    def _combine(self, rows: torch.Tensor, user_index: torch.Tensor) -> torch.Tensor:
-        return ((rows @ self.basis) * self.training_weights()[user_index]).sum(-1)
-
-    def direction(self, state: UserState) -> torch.Tensor:
-        """Return the (D,) vector whose dot product with centred features is the reward."""
-        return (self.basis @ self.weights_of(state).to(self.basis)) / self.std
-
-    def batch_rewards(self, features: torch.Tensor, states: Sequence[UserState]) -> torch.Tensor:
-        """Return (B, ...) rewards of (B, ..., D) features, one user a leading row."""
-        features = self.check_use(features, states)
-        directions = torch.stack([self.direction(state) for state in states])
-        # Centred before the product: hidden states have a few huge columns whose offset would eat float32's digits.
-        rows = (features - self.mean).reshape(len(states), -1, self.width)
-        return (rows @ directions.unsqueeze(-1)).squeeze(-1).reshape(features.shape[:-1])

@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from rewardgap.rewards.base import LinearHead, MethodCard, UserState, meaning
+from rewardgap.rewards.base import MethodCard, meaning
 from rewardgap.rewards.fitting import Features, LossAggregation, check_choice
+from rewardgap.rewards.linear import LinearHead
+from rewardgap.rewards.states import UserState
 
 
 class GlobalBT(LinearHead):

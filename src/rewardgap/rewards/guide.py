@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from rewardgap.backbones.hf import Backbone
     from rewardgap.backbones.traces import Trace
-    from rewardgap.rewards.base import Head, UserState
+    from rewardgap.rewards.base import Head
+    from rewardgap.rewards.states import UserState
 
 
 class Guide(Protocol):

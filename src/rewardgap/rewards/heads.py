@@ -9,8 +9,8 @@ Tensors give tensors and numpy arrays give numpy arrays.
 
 from __future__ import annotations
 
-from rewardgap.rewards.base import UserState, states_from_tensors, states_to_tensors
 from rewardgap.rewards.global_bt import GlobalBT
 from rewardgap.rewards.lore import LoRe
+from rewardgap.rewards.states import UserState, states_from_tensors, states_to_tensors
 
 __all__ = ["GlobalBT", "LoRe", "UserState", "states_from_tensors", "states_to_tensors"]

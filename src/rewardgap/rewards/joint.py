@@ -12,7 +12,7 @@ from rewardgap.backbones.features import encode_texts, prompt_tree
 from rewardgap.backbones.lora import adapter_parameters
 from rewardgap.backbones.session import tree_states
 from rewardgap.core.seeds import child_seed
-from rewardgap.numerics.bradley_terry import pair_loss
+from rewardgap.rewards.fitting import pair_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,7 +45,7 @@ def fit_joint(
 ) -> None:
     """Train head and adapter on preference pairs.
 
-        loss = mean over pairs of softplus(-(r(x, y+) - r(x, y-))) + penalty of the head
+        loss = mean (over pairs, or over users of their means, as the head says) of its pair losses + its penalty
 
     AdamW with warm-up and a cosine to a tenth; gradients clipped at norm 1. Features are standardised by their moments
     before training; the adapter then moves within that frame.
@@ -67,6 +67,7 @@ def fit_joint(
     index = torch.tensor([place[pair.user_id] for pair in pairs])
     head.build(initial[0].shape[1], users, seed=child_seed(seed, "head") % (1 << 31), device=backbone.device)
     head.observe(torch.from_numpy(initial[0]), torch.from_numpy(initial[1]), index)
+    weights = pair_weights(index, head.loss_agg).float()
     adapter = adapter_parameters(backbone.model)
     groups: list[dict[str, Any]] = [{"params": adapter, "lr": learning_rate, "weight_decay": WEIGHT_DECAY}]
     groups += [{**group, "weight_decay": 0.0} for group in head.parameters()]
@@ -84,8 +85,9 @@ def fit_joint(
             for begin in range(0, len(pairs), batch_size):
                 rows = shuffled[begin : begin + batch_size].tolist()
                 chosen, rejected = pair_states(backbone, [pairs[row] for row in rows], limit)
-                margin = head.train_rewards(chosen, index[rows]) - head.train_rewards(rejected, index[rows])
-                loss = pair_loss(margin).mean() + head.penalty()
+                # Weights are those of the whole set, so that a step's gradient is an unbiased part of its gradient.
+                share = weights[rows] * (len(pairs) / len(rows))
+                loss = (share * head.losses(chosen, rejected, index[rows])).sum() + head.penalty()
                 optimiser.zero_grad(set_to_none=True)
                 torch.autograd.backward(loss)
                 torch.nn.utils.clip_grad_norm_(everything, CLIP)

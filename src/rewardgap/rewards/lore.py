@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from rewardgap.numerics.simplex import likeliest_weights, softmax_weights
-from rewardgap.rewards.base import LinearHead, MethodCard, UserState, meaning
+from rewardgap.rewards.base import MethodCard, meaning
 from rewardgap.rewards.fitting import (
     Features,
     LossAggregation,
@@ -19,6 +19,8 @@ from rewardgap.rewards.fitting import (
     fit_direction,
     pair_weights,
 )
+from rewardgap.rewards.linear import LinearHead
+from rewardgap.rewards.states import UserState
 
 WeightPrior: TypeAlias = Literal["mean", "uniform"]
 

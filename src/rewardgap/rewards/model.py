@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from rewardgap.backbones.hf import Backbone
     from rewardgap.backbones.traces import NodeStates, Trace
     from rewardgap.core.records import PreferencePair, Prompt
-    from rewardgap.rewards.base import Head, UserState
+    from rewardgap.rewards.base import Head
     from rewardgap.rewards.guide import Guide
+    from rewardgap.rewards.states import UserState
 
 FitMode: TypeAlias = Literal["frozen", "lora"]
 FORMAT = 1
@@ -423,6 +424,7 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        tensors: dict[str, torch.Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"'{path}' is missing or damaged ({error}); fit and save the model again.") from error
+    return tensors

@@ -40,10 +40,16 @@ def choose_threads(threads: int | None = None) -> int:
     if threads is None and os.environ.get("OMP_NUM_THREADS", "").isdigit():
         threads = int(os.environ["OMP_NUM_THREADS"])
     if threads is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = min(range(1, min(cores, 4) + 1), key=_probe)
+        seconds = thread_seconds()
+        threads = min(seconds, key=lambda number: seconds[number])
     torch.set_num_threads(threads)
     return threads
+
+
+def thread_seconds() -> dict[int, float]:
+    """Return what a short probe takes at each number of threads, 1 to the cores at hand and 4 at most."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {number: _probe(number) for number in range(1, min(cores, 4) + 1)}
 
 
 def _probe(threads: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import re
 import traceback
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from rewardgap.core.errors import ConfigError, RewardGapError
+from rewardgap.core.errors import CellsFailedError, ConfigError, RewardGapError
 from rewardgap.core.records import pair_to_json
 from rewardgap.core.store import write_json, write_text
 from rewardgap.data.base import AuthoredDataset, PreferenceDataset
+from rewardgap.data.catalog import DATASETS
 from rewardgap.decoding.catalog import DECODERS
 from rewardgap.metrics.catalog import METRICS
 from rewardgap.policies.catalog import POLICIES
+from rewardgap.retrieval.catalog import RETRIEVERS
 from rewardgap.rewards.catalog import REWARD_MODELS, build_head
 from rewardgap.studies import controls, stages
 from rewardgap.studies.cells import Cell
@@ -86,12 +89,15 @@ def check_names(study: StudySpec) -> None:
         UnknownNameError: naming the nearest known one.
         ConfigError: for options that a method does not have.
     """
+    DATASETS[study.data.name]
     for spec in study.reward_models:
         REWARD_MODELS[spec.method]
         build_head(spec.method, **spec.options)
     for deployment in expand(study):
         if deployment.kind == "policy":
             POLICIES[deployment.name]
+            if deployment.retriever is not None:
+                RETRIEVERS[deployment.retriever]
         elif not DECODERS[deployment.name].guided:
             raise ConfigError(f"decoder '{deployment.name}' takes no reward model; use policy: zero_shot.")
     for metric in study.metrics:
@@ -176,7 +182,7 @@ def run_study(study: StudySpec, root: Path, progress: Progress) -> Finished:
         if plan.pairing is not None:
             runner.run(plan.pairing, lambda cell: stages.run_pairing(bench, cell))
             if not bench.folder(plan.pairing).done:
-                return Finished(bench, plan, runner.failures, runner.computed)
+                raise CellsFailedError(f"the texts could not be paired: {runner.failures[0]['error']}.")
             bench.pairs = deal(bench.split, bench.folder(plan.pairing).records())
         elif isinstance(bench.dataset, PreferenceDataset):
             bench.pairs = deal(bench.split, [pair_to_json(pair) for pair in bench.dataset.pairs])
@@ -240,7 +246,9 @@ class _Runner:
                 raise
             sentence = str(error) if isinstance(error, RewardGapError) else f"{type(error).__name__}: {error}"
             self.failures.append({"cell": cell.id, "title": cell.title, "error": sentence})
-            write_text(folder.path / "error.txt", traceback.format_exc())
+            # A traceback names files by their folders on this machine; artefacts name none.
+            trace = re.sub(r'File "[^"\n]*[/\\]', 'File "', traceback.format_exc())
+            write_text(folder.path / "error.txt", trace)
             self.bench.progress.say(f"  {cell.title}: failed, {sentence}")
         else:
             self.computed += 1
@@ -268,15 +276,24 @@ def _claim(study: StudySpec, root: Path) -> None:
     """Write the resolved study, unless the folder holds another one."""
     path = root / "study.yaml"
     if path.exists():
-        held = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        if held.get("name") != study.name:
+        held = _held_name(path)
+        if held != study.name:
             raise ConfigError(
-                f"folder '{root}' holds the results of study '{held.get('name')}', not of '{study.name}'. "
+                f"folder '{root}' holds the results of study '{held}', not of '{study.name}'. "
                 "Choose another folder with --output."
             )
     elif root.exists() and any(child.name != ".lock" for child in root.iterdir()):
         raise ConfigError(f"folder '{root}' is not empty and holds no study. Choose another folder with --output.")
     write_text(path, study_yaml(study))
+
+
+def _held_name(path: Path) -> str:
+    try:
+        held = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return str(held["name"])
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ConfigError(f"'{path}' is no resolved study, so whose results these are is not known. "
+                          "Choose another folder with --output.") from error  # fmt: skip
 
 
 def study_yaml(study: StudySpec) -> str:

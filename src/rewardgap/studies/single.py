@@ -12,7 +12,6 @@ from rewardgap.core.seeds import child_seed
 from rewardgap.core.store import read_json, write_bytes
 from rewardgap.decoding.catalog import DECODERS
 from rewardgap.metrics.rm_accuracy import pair_accuracy
-from rewardgap.policies.base import AdaptedPolicy, GenerationSettings
 from rewardgap.policies.guided import Guided
 from rewardgap.policies.in_context import InContext
 from rewardgap.policies.zero_shot import ZeroShot
@@ -32,8 +31,9 @@ if TYPE_CHECKING:
     from rewardgap.data.base import PreferenceDataset
     from rewardgap.data.prompts import AskedPrompt
     from rewardgap.decoding.base import Decoder
-    from rewardgap.rewards.base import UserState
+    from rewardgap.policies.base import AdaptedPolicy, GenerationSettings
     from rewardgap.rewards.model import RewardModel
+    from rewardgap.rewards.states import UserState
     from rewardgap.stats.bootstrap import Estimate
 
 StateSource: TypeAlias = Literal["adapted", "training", "cold_start"]
@@ -175,7 +175,7 @@ def score_pairs(model: RewardModel, pairs: Sequence[PreferencePair], states: Map
         }
         for pair, plus, minus, margin in zip(pairs, chosen, rejected, margins, strict=True)
     ]
-    sources = Counter(source for _, source in found.values())
+    sources: Counter[str] = Counter(source for _, source in found.values())
     ties = sum(record["margin"] == 0 for record in records)
     return Scored(records, clustered_mean(pair_accuracy(margins), users), ties, dict(sources))
 
@@ -261,9 +261,7 @@ def users_of(prompts: Sequence[AskedPrompt]) -> list[str]:
     return list(dict.fromkeys(asked.user_id or NOBODY for asked in prompts))
 
 
-def write_completions(
-    deployed: Deployed, prompts: Sequence[AskedPrompt], batch_size: int
-) -> Iterator[dict[str, Any]]:
+def write_completions(deployed: Deployed, prompts: Sequence[AskedPrompt], batch_size: int) -> Iterator[dict[str, Any]]:
     """Write a completion for each prompt, a batch at a time, in order; a seed belongs to a user and an example."""
     policy = deployed.policy
     for begin in range(0, len(prompts), batch_size):

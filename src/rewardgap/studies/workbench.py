@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from rewardgap.backbones.hf import Backbone
     from rewardgap.data.partition import Split
     from rewardgap.policies.base import AdaptedPolicy
-    from rewardgap.rewards.base import UserState
     from rewardgap.rewards.model import RewardModel
+    from rewardgap.rewards.states import UserState
     from rewardgap.studies.progress import Progress
     from rewardgap.studies.spec import Deployment, RewardModelSpec, StudySpec
 

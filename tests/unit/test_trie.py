@@ -98,6 +98,21 @@ def test_padding_is_nobodys_parent() -> None:
         forest.append([siblings((4,), 2), siblings((4,), 2)])
 
 
+def test_a_kept_node_takes_its_depth_and_its_view_along() -> None:
+    """Of two nodes below different parents the second is kept: it moves to the first one's slot, not into its place."""
+    forest = TokenForest(1, 16)
+    forest.append([chain((1, 2, 3), ROOT, 0)])
+    forest.append([Block((4, 5), (0, 2))])
+    forest.keep([4], 3)
+    assert (forest.length, forest.path(0, 3)) == (4, [1, 2, 3, 5])
+    below = forest.append([siblings((6,), 3)])
+    assert below.positions.tolist() == [[4]]
+    assert below.key_positions.tolist() == [[0, 1, 2, 3, 4]]
+    assert below.visible[0, 0].tolist() == [True] * 5
+    with pytest.raises(ValueError, match="forgotten"):
+        forest.keep([4], 2)
+
+
 def test_capacity_and_row_count_are_checked() -> None:
     forest = TokenForest(1, 2)
     with pytest.raises(ValueError, match="capacity is 2"):

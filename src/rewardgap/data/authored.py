@@ -30,12 +30,12 @@ TEXT_ALIASES: Mapping[str, tuple[str, ...]] = {
     "reference": ("completion", "output"),
 }
 TASKS: Mapping[str, str] = {
-    "commit_subject": f"Write the one-line subject of this commit message.\n\n{SOURCE_SLOT}",
+    "commit_subject": f"Summarize this change in one short line, as a commit subject.\n\n{SOURCE_SLOT}",
     "headline": f"Write the headline of this news article.\n\n{SOURCE_SLOT}",
     "title": f"Write the title of the paper with this abstract.\n\n{SOURCE_SLOT}",
     "email_subject": f"Write the subject line of this e-mail.\n\n{SOURCE_SLOT}",
     "package_synopsis": f"Write the one-line synopsis of this software package.\n\n{SOURCE_SLOT}",
-    "docstring": f"Write the one-line summary of this Python docstring.\n\n{SOURCE_SLOT}",
+    "docstring": f"Summarize what this Python object does in one short sentence.\n\n{SOURCE_SLOT}",
     "rewording": f"Say this sentence in your own words.\n\n{SOURCE_SLOT}",
 }
 

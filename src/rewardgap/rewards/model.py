@@ -378,7 +378,7 @@ def load_reward_model(folder: str | Path, backbone: Backbone | None = None) -> R
         ModelError: if the folder holds no reward model, or the backbone is not the one it was fitted on.
     """
     folder = Path(folder)
-    facts = _read_facts(folder)
+    facts = read_facts(folder)
     if backbone is None:
         from rewardgap.backbones.load import load_backbone
 
@@ -406,7 +406,12 @@ def load_reward_model(folder: str | Path, backbone: Backbone | None = None) -> R
     return model
 
 
-def _read_facts(folder: Path) -> dict[str, Any]:
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Return what `RewardModel.save` wrote into `model.json`.
+
+    Raises:
+        ModelError: if it is missing, damaged, or of another format.
+    """
     path = folder / "model.json"
     if not path.exists():
         raise ModelError(f"no reward model in '{folder}': model.json is missing.")

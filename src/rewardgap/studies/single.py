@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from rewardgap.backbones.load import load_backbone
 from rewardgap.core.errors import ConfigError, DataError, ModelError
 from rewardgap.core.seeds import child_seed
-from rewardgap.core.store import read_json, write_bytes
+from rewardgap.core.store import write_bytes
 from rewardgap.decoding.catalog import DECODERS
 from rewardgap.metrics.rm_accuracy import pair_accuracy
 from rewardgap.policies.guided import Guided
@@ -17,7 +17,7 @@ from rewardgap.policies.in_context import InContext
 from rewardgap.policies.zero_shot import ZeroShot
 from rewardgap.rewards.catalog import REWARD_MODELS
 from rewardgap.rewards.heads import states_from_tensors, states_to_tensors
-from rewardgap.rewards.model import load_reward_model
+from rewardgap.rewards.model import load_reward_model, read_facts
 from rewardgap.stats.bootstrap import clustered_mean
 from rewardgap.studies.stages import number
 from rewardgap.studies.workbench import shown_name
@@ -62,14 +62,11 @@ def open_model(
     Raises:
         ModelError: if the folder holds no reward model, or its backbone is not there.
     """
-    path = folder / "model.json"
-    facts = read_json(path) if path.exists() else {}
-    if loaded is not None and backbone is None and facts.get("backbone_fingerprint") == loaded.fingerprint:
-        return load_reward_model(folder, loaded)
+    facts = read_facts(folder)
     if backbone is not None:
         return load_reward_model(folder, open_backbone(backbone, dtype))
-    if not facts:
-        return load_reward_model(folder)
+    if loaded is not None and facts["backbone_fingerprint"] == loaded.fingerprint:
+        return load_reward_model(folder, loaded)
     try:
         found = open_backbone(facts["backbone"], dtype)
     except ModelError as error:

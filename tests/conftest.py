@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+USERS_CACHE = os.environ.get("REWARDGAP_CACHE")
 sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
 settings.register_profile(
@@ -30,15 +31,32 @@ settings.register_profile(
 settings.load_profile("rewardgap")
 
 
-@pytest.fixture(scope="session")
-def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the cache folder of this run."""
-    return tmp_path_factory.mktemp("rewardgap-cache")
+@pytest.fixture(scope="session", autouse=True)
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Point the cache at a folder of this run, before any fixture of a module can write to the user's."""
+    folder = tmp_path_factory.mktemp("rewardgap-cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REWARDGAP_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache_of_module(request: pytest.FixtureRequest, session_cache: Path) -> Iterator[None]:
+    """Give modules with real models the user's cache, where those are converted."""
+    yield from _users_cache_if_real(request)
 
 
 @pytest.fixture(autouse=True)
-def own_cache(request: pytest.FixtureRequest, session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Point the cache at a folder of this run; tests with real models keep the user's, where they are converted."""
-    if request.node.get_closest_marker("real_model") is None:
-        monkeypatch.setenv("REWARDGAP_CACHE", str(session_cache))
-    yield
+def cache_of_test(request: pytest.FixtureRequest, cache_of_module: None) -> Iterator[None]:
+    """Give single tests with real models the user's cache."""
+    yield from _users_cache_if_real(request)
+
+
+def _users_cache_if_real(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if request.node.get_closest_marker("real_model") is not None:
+            if USERS_CACHE is None:
+                patch.delenv("REWARDGAP_CACHE", raising=False)
+            else:
+                patch.setenv("REWARDGAP_CACHE", USERS_CACHE)
+        yield

@@ -178,6 +178,16 @@ UNKNOWN = {
     "no equals sign": (["split.support"], ["not of the form key=value"]),
     "value not YAML": (["metrics=[rouge1"], ["value is not YAML"]),
     "key inside a value": (["policy.name=x"], ["not a key inside a mapping"]),
+    "path is a number": (["data.options.path=5"], ["option 'path'", "is 5", "a text"]),
+    "columns is a list": (["data.options.columns=[a]"], ["option 'columns'", "a mapping"]),
+    "first_line is a word": (["data.options.first_line=maybe"], ["'maybe'", "true or false"]),
+    "no finite weight": (
+        ["deployments=[{decoder: args_greedy, guidance_weight: [1, .inf]}]"],
+        ["'deployments.0.guidance_weight.1' is not a finite number"],
+    ),
+    "no candidates": (["deployments=[{decoder: args_greedy, top_k: 0}]"], ["top_k must be at least 1"]),
+    "fewer than no shots": (["deployments=[{policy: icl, num_demonstrations: -1}]"], ["must be at least 0"]),
+    "device": (["device=abacus"], ["device 'abacus' cannot be used"]),
     "environment": (["data.options.path=${REWARDGAP_NOWHERE}/x.jsonl"], ["REWARDGAP_NOWHERE", "not set"]),
 }
 

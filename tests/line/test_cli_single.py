@@ -184,6 +184,7 @@ def test_what_cannot_be_fitted(files: Path, tmp_path: Path) -> None:
     assert "'lore'" in refused(2, "fit", *given, "--method", "lorre")
     assert "'rank'" in refused(2, "fit", *given, "--set", "rnk=2")
     assert "rank" in refused(2, "fit", *given, "--set", "rank=0")
+    assert "learning_rate" in refused(2, "fit", *given, "--fit-mode", "lora", "--learning-rate", "nan", *ONE)
     texts = write_rows(tmp_path / "texts.jsonl", [{"user_id": "x", "prompt": "long text", "completion": "text"}])
     assert "authored texts" in refused(2, "fit", "--data", texts, "--data-set", "task=title", "-o", tmp_path / "m")
     assert not (tmp_path / "m").exists()
@@ -192,6 +193,7 @@ def test_what_cannot_be_fitted(files: Path, tmp_path: Path) -> None:
 def test_models_and_states_that_are_not_there_or_do_not_belong(model: Path, files: Path, tmp_path: Path) -> None:
     pairs = ("--data", files / "pairs.jsonl", *ONE)
     assert "no reward model" in refused(4, "score", tmp_path, *pairs)
+    assert "is a folder" in refused(2, "adapt", model / "lore", *pairs, "--output", tmp_path)
     assert "does not exist" in refused(4, "score", model / "lore", *pairs, "--states", tmp_path / "no.safetensors")
     (tmp_path / "bad.safetensors").write_bytes(b"\x08\x00\x00")
     assert "damaged" in refused(3, "score", model / "lore", *pairs, "--states", tmp_path / "bad.safetensors")

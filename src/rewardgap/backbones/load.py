@@ -47,6 +47,7 @@ def load_backbone(
 
     Raises:
         ModelError: if the model is not there, cannot be reached offline, or is not a causal language model.
+        ConfigError: if there is no such dtype, or the device cannot be used.
     """
     if dtype not in _DTYPES:
         raise ConfigError(f"unknown dtype '{dtype}'. Known: {', '.join(_DTYPES)}.")
@@ -73,7 +74,11 @@ def load_backbone(
             f"model '{name}' has no {absent[0]} ({len(absent)} weights missing for {type(model).__name__}). "
             "Give a causal language model with all its weights."
         )
-    model.eval().requires_grad_(False).to(device)
+    model.eval().requires_grad_(False)
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device '{device}' cannot be used: {_first_line(error)}.") from error
     ends = model.generation_config.eos_token_id if model.generation_config is not None else None
     end_ids = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
     encoder = ChatEncoder(tokenizer, end_ids)

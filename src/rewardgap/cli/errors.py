@@ -50,7 +50,7 @@ def reported(as_json: bool = False, *, resumable: bool = False) -> Iterator[None
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
         raise typer.Exit(0) from None
     except OSError as error:
-        place = f"'{error.filename}': " if error.filename else ""
+        place = f"cannot read or write '{error.filename}': " if error.filename else ""
         _say(f"{place}{error.strerror or error}.", type(error).__name__, as_json)
         raise typer.Exit(FAILED) from error
     except Exception as error:

@@ -119,6 +119,10 @@ def adapt(
 ) -> None:
     """Adapt a fitted reward model to every user of a preference file; one state a user."""
     with reported(as_json):
+        from rewardgap.core.errors import ConfigError
+
+        if output.is_dir():
+            raise ConfigError(f"--output '{output}' is a folder; name a file in it, for example states.safetensors.")
         pairs = _pairs(data, data_options)
         from rewardgap.studies.environment import choose_threads
         from rewardgap.studies.single import adapt_users, open_model, save_states

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,11 +55,16 @@ def report(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A results folder, for example runs/demo.")],
     as_json: JsonOption = False,
     markdown: Annotated[bool, typer.Option(help="Print the study as a Markdown page.")] = False,
+    without_texts: Annotated[
+        bool, typer.Option(help="Leave prompts, references and generations out of what is printed, for publishing.")
+    ] = False,
 ) -> None:
     """Write report.html and results.csv of a finished study again, and print the leaderboard; loads no model."""
     with reported(as_json):
         results = _read(run_folder / "results.json")
         _write(results, run_folder)
+        if without_texts:
+            results = replace(results, samples=[], environment=results.environment | {"first_prompts": {}})
         _show(results, run_folder, as_json, markdown)
 
 
@@ -151,8 +157,6 @@ def _dry_run(study: StudySpec, folder: Path, as_json: bool) -> None:
 
 
 def _with_signatures(results: StudyResults) -> StudyResults:
-    from dataclasses import replace
-
     from rewardgap.report.signatures import failure_signatures
 
     return replace(results, signatures=failure_signatures(results))

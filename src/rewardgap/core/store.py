@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
+
 def canonical_json(value: Any) -> str:
     """Return JSON with sorted keys and no spaces; NaN is refused, since it would not survive a round trip."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -32,6 +36,8 @@ def write_bytes(path: Path, payload: bytes) -> None:
             stream.write(payload)
             stream.flush()
             os.fsync(stream.fileno())
+        # A temporary file is private; an artefact has the permissions that any new file has.
+        Path(temporary).chmod(0o666 & ~_UMASK)
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, Literal, overload
+from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 from rewardgap.core.catalog import Catalog
 from rewardgap.core.errors import ConfigError
@@ -61,4 +64,36 @@ def load_dataset(name: str, /, **options: Any) -> Any:
     missing = [p.name for p in parameters if p.default is inspect.Parameter.empty and p.name not in options]
     if missing:
         raise ConfigError(f"dataset '{name}' needs the option '{missing[0]}': {card.options[missing[0]]}.")
+    for parameter in parameters:
+        if parameter.name in options:
+            _check_type(name, parameter, options[parameter.name])
     return card.build(**options)
+
+
+def _check_type(name: str, parameter: inspect.Parameter, value: Any) -> None:
+    """Refuse a value of another type than the loader's signature says; a study file may hold anything."""
+    kinds = [_KINDS.get(part.strip()) for part in str(parameter.annotation).split("|")]
+    expected = [kind for kind in kinds if kind is not None]
+    # A boolean is a whole number to Python, but not to whoever wrote it.
+    fits = any(isinstance(value, kind.type) and (kind.type is bool or not isinstance(value, bool)) for kind in expected)
+    if len(expected) == len(kinds) and not fits:
+        wanted = " or ".join(dict.fromkeys(kind.words for kind in expected if kind.words))
+        raise ConfigError(f"option '{parameter.name}' of dataset '{name}' is {value!r:.60}, expected {wanted}.")
+
+
+class _Kind(NamedTuple):
+    type: type
+    words: str
+
+
+_KINDS = {
+    "None": _Kind(type(None), ""),
+    "bool": _Kind(bool, "true or false"),
+    "int": _Kind(Integral, "a whole number"),
+    "float": _Kind(Real, "a number"),
+    "str": _Kind(str, "a text"),
+    "Path": _Kind(PathLike, ""),
+    "Mapping[str, str]": _Kind(Mapping, "a mapping"),
+    "Iterable[Mapping[str, Any]]": _Kind(Iterable, "a list of mappings"),
+}
+"""What an annotation of a loader's signature accepts; aliases such as OnBadRow are checked by the loader itself."""

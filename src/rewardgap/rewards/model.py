@@ -17,6 +17,7 @@ from rewardgap.backbones.traces import TraceCache, node_room, node_states
 from rewardgap.core.errors import ConfigError, DataError, ModelError
 from rewardgap.core.store import content_hash, read_json, write_bytes, write_json
 from rewardgap.rewards.catalog import REWARD_MODELS, build_head
+from rewardgap.rewards.fitting import check_count, check_positive
 from rewardgap.rewards.guide import BackboneGuide, NodeRewards, PolicyStateGuide, close_ends
 
 if TYPE_CHECKING:
@@ -103,9 +104,12 @@ class RewardModel:
 
         Raises:
             DataError: if there is no pair.
+            ConfigError: if a number is not positive.
         """
         if not pairs:
             raise DataError("fit needs at least 1 pair, got 0.")
+        check_positive("fit", learning_rate=learning_rate)
+        check_count("fit", epochs=epochs, batch_size=batch_size)
         users = [pair.user_id for pair in pairs]
         if self.fit_mode == "frozen":
             chosen, rejected = self.pair_features(pairs, progress)

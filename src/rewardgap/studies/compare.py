@@ -62,7 +62,7 @@ def _tau(
 ) -> TauResult:
     count = len(left)
     if count < FEWEST_MODELS:
-        reason = f"{count} reward models; tau needs at least {FEWEST_MODELS}."
+        reason = f"tau needs at least {FEWEST_MODELS} reward models"
         return TauResult(dataset=tables.dataset, x=x, y=y, n_models=count, reason=reason)
     users = sorted(set.union(*(set(values) for values in left + right)))
     found = tau_bootstrap(_matrix(left, users), _matrix(right, users), tables.study.resamples, tables.study.seed)

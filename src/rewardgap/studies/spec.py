@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import re
 from difflib import get_close_matches
@@ -90,6 +91,9 @@ class DeploymentSpec(_Part):
     def _one_kind(self) -> DeploymentSpec:
         if (self.policy is None) == (self.decoder is None):
             raise ValueError("give either policy (zero_shot, icl, icl_rag) or decoder (args_greedy, ...)")
+        for name, fewest in (("top_k", 1), ("num_demonstrations", 0)):
+            if any(number is not None and number < fewest for number in _listed(getattr(self, name))):
+                raise ValueError(f"{name} must be at least {fewest}")
         return self
 
 
@@ -166,6 +170,9 @@ def load_study(path: str | Path, overrides: list[str] | None = None) -> StudySpe
 
 def parse_study(value: dict[str, Any], where: str = "study") -> StudySpec:
     """Check a study given as a mapping."""
+    endless = _endless(value)
+    if endless:
+        raise ConfigError(f"{where}: '{endless}' is not a finite number.")
     try:
         return StudySpec.model_validate(value)
     except ValidationError as error:
@@ -256,6 +263,15 @@ def _override(value: dict[str, Any], override: str) -> None:
         at[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set '{override}': the value is not YAML.") from error
+
+
+def _endless(value: Any, place: str = "") -> str:
+    """Return where a number is NaN or infinite, '' where none is: neither would survive in an artefact."""
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else place
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = (_endless(item, f"{place}.{key}".lstrip(".")) for key, item in inside)
+    return next(filter(None, found), "")
 
 
 def _problem(error: Any) -> str:

@@ -1,0 +1,51 @@
+"""Figures in README and docs are those of the results files named beside them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rewardgap.core.results import StudyResults
+from rewardgap.report.markdown import study_markdown
+from rewardgap.report.tables import markdown_table
+
+ROOT = Path(__file__).parents[2]
+RESULTS = sorted((ROOT / "docs" / "results").glob("*.json"))
+
+
+def read(path: Path) -> StudyResults:
+    return StudyResults.from_json(json.loads(path.read_text(encoding="utf-8")))
+
+
+def test_the_table_in_the_readme_is_the_demos() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"<!-- table of docs/results/demo.json -->\n(.*)<!-- end of table -->", text, re.DOTALL)
+    assert found
+    assert found.group(1).strip() == markdown_table(read(ROOT / "docs" / "results" / "demo.json")).strip()
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_result_pages_hold_their_results(path: Path) -> None:
+    page = path.with_suffix(".md").read_text(encoding="utf-8")
+    results = read(path)
+    assert study_markdown(results).strip() in page
+    assert not results.samples
+    assert not results.failures
+    assert not any(results.environment.get("first_prompts", {}).values())
+
+
+def test_the_demo_is_one_study() -> None:
+    preset = ROOT / "src" / "rewardgap" / "studies" / "presets" / "demo.yaml"
+    assert (ROOT / "studies" / "demo.yaml").read_text() == preset.read_text()
+    assert yaml.safe_load(preset.read_text())["name"] == "demo"
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -232,5 +232,5 @@ def test_the_rate_warms_up_and_ends_at_a_tenth() -> None:
     assert rates[:3] == [1 / 3, 2 / 3, 1.0]
     assert rates[3] == pytest.approx(1.0)
     assert rates[100] == pytest.approx(0.1)
-    assert all(a >= b for a, b in itertools.pairwise(rates))
+    assert all(a >= b for a, b in itertools.pairwise(rates[3:]))
     assert [_rate(step, 1) for step in range(2)] == [1.0, pytest.approx(1.0)]

@@ -167,7 +167,7 @@ class Backbone:
                     for path, rows in zip(trie.paths, alone, strict=True)
                 )
                 low_precision = self.dtype in (torch.float16, torch.bfloat16)
-                self.packs = worst <= (0.1 if low_precision else PROBE_TOLERANCE) * scale
+                self.packs = worst <= (0.03 if low_precision else PROBE_TOLERANCE) * scale
         if not self.packs:
             warnings.warn(
                 f"{self.name} ({type(self.model).__name__}) does not take a packed attention mask: every path is "

@@ -279,7 +279,7 @@ def test_a_folder_of_another_study(tmp_path: Path, write: Any) -> None:
 
 
 def test_results_that_cannot_be_reported(tmp_path: Path) -> None:
-    assert "holds no results.json" in refused(3, "report", tmp_path)
+    assert "holds no results.json" in refused(4, "report", tmp_path)
     for text, expected in (
         ("{", "cannot be read"),
         ("[1]", "cannot be read"),

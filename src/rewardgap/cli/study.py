@@ -72,9 +72,10 @@ def _read(path: Path) -> StudyResults:
     from rewardgap.core.errors import DataError
     from rewardgap.core.results import SCHEMA_VERSION, StudyResults
     from rewardgap.core.store import read_json
+    from rewardgap.data.reading import MissingFileError
 
     if not path.exists():
-        raise DataError(f"'{path.parent}' holds no results.json; run the study first.")
+        raise MissingFileError(f"'{path.parent}' holds no results.json; run the study first.")
     try:
         value = read_json(path)
         version = value.get("schema_version")

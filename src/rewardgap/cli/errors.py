@@ -34,6 +34,7 @@ def reported(as_json: bool = False, *, resumable: bool = False) -> Iterator[None
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
+            warnings.simplefilter("ignore", FutureWarning)  # libraries to each other; nothing a user can act on
             yield
             sys.stdout.flush()
     except typer.Exit:

@@ -124,8 +124,9 @@ def adapt(
         if output.is_dir():
             raise ConfigError(f"--output '{output}' is a folder; name a file in it, for example states.safetensors.")
         pairs = _pairs(data, data_options)
+        from rewardgap.rewards.state_files import save_states
         from rewardgap.studies.environment import choose_threads
-        from rewardgap.studies.single import adapt_users, open_model, save_states
+        from rewardgap.studies.single import adapt_users, open_model
 
         choose_threads(threads)
         fitted = open_model(model, backbone, dtype)
@@ -152,8 +153,9 @@ def score(
     """Score pairs: a JSON line each on stdout, the accuracy on stderr; with --json one document."""
     with reported(as_json):
         pairs = _pairs(data, data_options)
+        from rewardgap.rewards.state_files import load_states
         from rewardgap.studies.environment import choose_threads
-        from rewardgap.studies.single import is_personal, load_states, open_model, score_pairs
+        from rewardgap.studies.single import is_personal, open_model, score_pairs
 
         choose_threads(threads)
         fitted = open_model(model, backbone, dtype)
@@ -205,6 +207,7 @@ def generate(
         if model is None and states is not None:
             raise ConfigError("--states belong to a reward model; give its folder with --model.")
         from rewardgap.policies.base import GenerationSettings
+        from rewardgap.rewards.state_files import load_states
         from rewardgap.studies import single
         from rewardgap.studies.environment import choose_threads
 
@@ -229,7 +232,7 @@ def generate(
         )
         if model is not None:
             fitted = single.open_model(model, backbone, dtype, base)
-            found = single.States.of(fitted, single.load_states(states, fitted) if states else {})
+            found = single.States.of(fitted, load_states(states, fitted) if states else {})
             deployed = single.deploy_guided(base, rule, lengths, found, users)
             missing = "no state: cold start" if single.is_personal(fitted) else ""
         else:

@@ -186,6 +186,7 @@ def run_study(study: StudySpec, root: Path, progress: Progress) -> Finished:
             bench.pairs = deal(bench.split, bench.folder(plan.pairing).records())
         elif isinstance(bench.dataset, PreferenceDataset):
             bench.pairs = deal(bench.split, [pair_to_json(pair) for pair in bench.dataset.pairs])
+        stages.check_prompts(bench)
         for spec, cell in plan.rewards:
             runner.run(cell, lambda cell, spec=spec: stages.run_reward_model(bench, cell, spec))  # type: ignore[misc]
         for deployment, cell, reward in plan.written:

@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from rewardgap.backbones.load import load_backbone
-from rewardgap.core.errors import ConfigError, DataError, ModelError
+from rewardgap.core.errors import ConfigError, ModelError
 from rewardgap.core.seeds import child_seed
-from rewardgap.core.store import write_bytes
 from rewardgap.decoding.catalog import DECODERS
 from rewardgap.metrics.rm_accuracy import pair_accuracy
 from rewardgap.policies.guided import Guided
 from rewardgap.policies.in_context import InContext
 from rewardgap.policies.zero_shot import ZeroShot
 from rewardgap.rewards.catalog import REWARD_MODELS
-from rewardgap.rewards.heads import states_from_tensors, states_to_tensors
 from rewardgap.rewards.model import load_reward_model, read_facts
 from rewardgap.stats.bootstrap import clustered_mean
 from rewardgap.studies.stages import number
@@ -78,37 +76,6 @@ def adapt_users(model: RewardModel, data: PreferenceDataset) -> dict[str, UserSt
     """Return the state of every user of a dataset, each from all of the user's pairs."""
     users = data.users()
     return dict(zip(users, model.adapt_all([data.of_user(user) for user in users]), strict=True))
-
-
-def save_states(path: Path, model: RewardModel, states: Mapping[str, UserState]) -> None:
-    """Write states as safetensors, with the model they belong to."""
-    from safetensors.torch import save
-
-    tensors, metadata = states_to_tensors(states)
-    write_bytes(path, save(tensors, {**metadata, "reward_model": model.fingerprint()}))
-
-
-def load_states(path: Path, model: RewardModel) -> dict[str, UserState]:
-    """Read what `save_states` wrote.
-
-    Raises:
-        ModelError: if there is no such file.
-        DataError: if it is damaged.
-        ConfigError: if the states belong to another reward model.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise ModelError(f"states file '{path}' does not exist; `rewardgap adapt` writes one.")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"states file '{path}' is damaged ({error}); write it again with `rewardgap adapt`.") from error
-    if metadata.get("reward_model", model.fingerprint()) != model.fingerprint():
-        raise ConfigError(f"states file '{path}' belongs to another reward model; adapt again with this one.")
-    return states_from_tensors(tensors, metadata)
 
 
 @dataclass(frozen=True)

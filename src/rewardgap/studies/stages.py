@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rewardgap.backbones.features import Item
+from rewardgap.core.errors import DataError
 from rewardgap.core.seeds import child_seed
-from rewardgap.core.store import write_bytes
 from rewardgap.data.base import AuthoredDataset
 from rewardgap.metrics.catalog import METRICS
-from rewardgap.rewards.heads import states_to_tensors
+from rewardgap.rewards.state_files import save_states
 from rewardgap.studies.pairing import Pairer
 from rewardgap.studies.workbench import split_ids
 
@@ -20,9 +20,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from rewardgap.policies.base import PolicyRun
-    from rewardgap.studies.cells import Cell, CellFolder
+    from rewardgap.studies.cells import Cell
     from rewardgap.studies.spec import Deployment, RewardModelSpec
     from rewardgap.studies.workbench import QueryItem, Workbench
+
+
+def check_prompts(bench: Workbench) -> None:
+    """Refuse a prompt that leaves no room for what is to be written, before anything is computed.
+
+    Raises:
+        DataError: naming the user, the example, its tokens and the limit.
+    """
+    pairs, encoder, settings = bench.study_pairs(), bench.policy.encoder, bench.settings
+    room = bench.policy.context - settings.max_new_tokens
+    limit = min(settings.max_prompt_tokens or room, room)
+    shown = [(pair.user_id, pair.example_id, pair.prompt) for pair in bench.all_pairs()]
+    shown += [(item.user_id, item.example_id, item.prompt) for items in pairs.query.values() for item in items]
+    for user, example, prompt in shown:
+        try:
+            encoder.encode_prompt(prompt, max_tokens=limit, on_long=settings.on_long)
+        except DataError as error:
+            raise DataError(f"example '{example}' of user '{user}': {error}") from error
 
 
 def run_pairing(bench: Workbench, cell: Cell) -> None:
@@ -49,7 +67,7 @@ def run_reward_model(bench: Workbench, cell: Cell, spec: RewardModelSpec) -> Non
     folder.clear()
     folder.start()
     model = bench.new_reward_model(spec)
-    used = [*pairs.train, *pairs.valid, *(p for rows in pairs.support.values() for p in rows), *pairs.query_pairs]
+    used = bench.all_pairs()
     with bench.progress.task("encode the pairs", 2 * len(used)) as task:
         features = model.pair_features(used, task)
     del features
@@ -78,7 +96,7 @@ def run_reward_model(bench: Workbench, cell: Cell, spec: RewardModelSpec) -> Non
         rows += _margins("other_state", query, swapped)
     folder.append(rows)
     model.save(folder.path / "model")
-    _save_states(folder, states)
+    save_states(folder.path / "states.safetensors", model, states)
     facts = {
         "reward_scale": model.scale,
         "diagnostics": model.head.diagnostics,
@@ -151,7 +169,7 @@ def run_judgement(bench: Workbench, cell: Cell, written: Cell, judge: Cell, spec
     folder = bench.folder(cell)
     folder.clear()
     folder.start()
-    model, states = bench.fitted(judge, spec), bench.states(judge)
+    model, states = bench.fitted(judge, spec), bench.states(judge, spec)
     prompts = {item.example_id: item.prompt for items in bench.study_pairs().query.values() for item in items}
     records = bench.folder(written).records()
     values = model.rewards(
@@ -232,13 +250,6 @@ def _shared_cost(run: PolicyRun, seconds: float, forwards: int, tokens: int, row
         "forwards": (run.forwards + forwards) / rows,
         "network_tokens": (run.tokens + tokens) / rows,
     }
-
-
-def _save_states(folder: CellFolder, states: dict[str, Any]) -> None:
-    from safetensors.torch import save
-
-    tensors, metadata = states_to_tensors(states)
-    write_bytes(folder.path / "states.safetensors", save(tensors, metadata))
 
 
 def number(value: Any) -> float | None:

@@ -22,8 +22,8 @@ from rewardgap.policies.base import GenerationSettings
 from rewardgap.policies.catalog import POLICIES
 from rewardgap.policies.guided import Guided
 from rewardgap.rewards.catalog import REWARD_MODELS
-from rewardgap.rewards.heads import states_from_tensors
 from rewardgap.rewards.model import load_reward_model, reward_model
+from rewardgap.rewards.state_files import load_states
 from rewardgap.studies.cells import Cell, CellFolder
 from rewardgap.studies.spec import filled
 
@@ -158,6 +158,12 @@ class Workbench:
             raise RuntimeError("pairs are read before the pairing cell is done")
         return self.pairs
 
+    def all_pairs(self) -> list[PreferencePair]:
+        """Return every pair of the study: train, valid, support, query."""
+        pairs = self.study_pairs()
+        support = [pair for rows in pairs.support.values() for pair in rows]
+        return [*pairs.train, *pairs.valid, *support, *pairs.query_pairs]
+
     def folder(self, cell: Cell) -> CellFolder:
         """Return where a cell's artefacts lie."""
         return CellFolder(self.root, cell)
@@ -182,15 +188,11 @@ class Workbench:
             self._fitted[cell.id] = model
         return self._fitted[cell.id]
 
-    def states(self, cell: Cell) -> dict[str, UserState]:
+    def states(self, cell: Cell, spec: RewardModelSpec) -> dict[str, UserState]:
         """Return the adapt users' states that a finished cell left."""
         if cell.id not in self._states:
-            from safetensors import safe_open
-
-            with safe_open(str(self.folder(cell).path / "states.safetensors"), framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                metadata = dict(file.metadata() or {})
-            self._states[cell.id] = states_from_tensors(tensors, metadata)
+            path = self.folder(cell).path / "states.safetensors"
+            self._states[cell.id] = load_states(path, self.fitted(cell, spec))
         return self._states[cell.id]
 
     def deployed(self, deployment: Deployment, reward_cell: Cell | None) -> tuple[AdaptedPolicy, dict[str, Any]]:
@@ -203,7 +205,8 @@ class Workbench:
         assert reward_cell is not None
         decoder = DECODERS[deployment.name].build(guidance_weight=deployment.guidance_weight, top_k=deployment.top_k)
         reward = self.fitted(reward_cell, deployment.reward_model)
-        return Guided(self.policy, decoder, self.settings, reward=reward, traces=self.traces), self.states(reward_cell)
+        policy = Guided(self.policy, decoder, self.settings, reward=reward, traces=self.traces)
+        return policy, self.states(reward_cell, deployment.reward_model)
 
     def is_personal(self, method: str) -> bool:
         """Return whether a method tells users apart."""

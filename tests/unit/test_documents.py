@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from rewardgap.cli.app import app
 from rewardgap.core.results import StudyResults
 from rewardgap.report.markdown import study_markdown
 from rewardgap.report.tables import markdown_table
@@ -42,6 +44,13 @@ def test_the_demo_is_one_study() -> None:
     preset = ROOT / "src" / "rewardgap" / "studies" / "presets" / "demo.yaml"
     assert (ROOT / "studies" / "demo.yaml").read_text() == preset.read_text()
     assert yaml.safe_load(preset.read_text())["name"] == "demo"
+
+
+def test_catalogue_pages_are_those_of_the_cards(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["docs", str(tmp_path)])
+    assert done.exit_code == 0
+    committed = {page.name: page.read_text() for page in (ROOT / "docs" / "catalogue").glob("*.md")}
+    assert {page.name: page.read_text() for page in tmp_path.glob("*.md")} == committed
 
 
 def test_links_lead_somewhere() -> None:

@@ -14,8 +14,6 @@ import io
 import json
 import os
 import re
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ import torch
 from rewardgap.backbones.chat import ChatEncoder
 from rewardgap.backbones.hf import Backbone
 from rewardgap.core.errors import ConfigError, ModelError
-from rewardgap.core.store import cache_root, content_hash
+from rewardgap.core.store import cache_root, content_hash, new_folder
 
 SMOLLM2 = "smollm2-135m"
 SYNTHETIC_WORDS = "synthetic-words"
@@ -194,9 +192,7 @@ def _convert_gguf(source: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     quiet_transformers()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".convert-"))
-    try:
+    with new_folder(folder) as scratch:
         with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that no setting turns off
             tokenizer = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
             model = AutoModelForCausalLM.from_pretrained(str(source.parent), gguf_file=source.name, dtype=torch.float32)
@@ -207,11 +203,3 @@ def _convert_gguf(source: Path, folder: Path) -> None:
             del model.config.quantization_config
         model.save_pretrained(scratch, safe_serialization=True)
         tokenizer.save_pretrained(scratch)
-        try:
-            scratch.rename(folder)
-        except OSError:
-            # Another process converted it at the same time; its copy is as good.
-            if not (folder / "config.json").exists():
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

@@ -8,16 +8,16 @@ hidden state also tells which words came before: enough for a linear reward head
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from rewardgap.core.store import cache_root, content_hash
+from rewardgap.core.store import cache_root, content_hash, new_folder
 from rewardgap.numerics.control_world import control_table
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 BAG_SIZE = 1e-3
 """Length of the bag-of-words block beside the one-hot block; its square is what the final norm adds, below float32."""
@@ -77,18 +77,8 @@ def words_folder() -> Path:
     folder = cache_root() / "models" / f"synthetic-words-{name}"
     if (folder / "config.json").exists():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".make-"))
-    try:
+    with new_folder(folder) as scratch:
         model, tokenizer = words_model(table.words, table.log_probs)
         model.save_pretrained(scratch, safe_serialization=True)
         tokenizer.save_pretrained(scratch)
-        try:
-            scratch.rename(folder)
-        except OSError:
-            # Another process made it at the same time; its copy is as good.
-            if not (folder / "config.json").exists():
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return folder

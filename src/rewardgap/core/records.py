@@ -23,6 +23,9 @@ class Message:
     content: str
 
 
+SOURCE_SLOT = "{prompt_source}"
+"""Where a prompt template takes the text it is about."""
+
 Prompt: TypeAlias = str | tuple[Message, ...]
 
 

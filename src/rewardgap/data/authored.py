@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewardgap.core.errors import ConfigError, UnknownNameError
-from rewardgap.core.records import AuthoredText
-from rewardgap.data.base import SOURCE_SLOT, AuthoredDataset, DatasetCard
+from rewardgap.core.records import SOURCE_SLOT, AuthoredText
+from rewardgap.data.base import AuthoredDataset, DatasetCard
 from rewardgap.data.collecting import ExampleIds, OnBadRow, collect
 from rewardgap.data.columns import Columns, UserIds, read_meta, read_text, read_timestamp
 from rewardgap.data.pairs import read_example_id

@@ -9,13 +9,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
 from rewardgap.core.errors import ConfigError, DataError
-from rewardgap.core.records import AuthoredText, PreferencePair, Prompt, pair_to_json, prompt_to_json
+from rewardgap.core.records import SOURCE_SLOT, AuthoredText, PreferencePair, Prompt, pair_to_json, prompt_to_json
 from rewardgap.core.store import canonical_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-SOURCE_SLOT = "{prompt_source}"
 DatasetKind: TypeAlias = Literal["preference", "authored", "features"]
 RowT = TypeVar("RowT", PreferencePair, AuthoredText)
 

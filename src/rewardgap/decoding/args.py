@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -31,6 +32,7 @@ class ArgsGreedy:
     top_k: int = 10
     name: str = "args_greedy"
     draws: bool = False
+    temperature: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         """Refuse fewer than one candidate and weights that are no number."""

@@ -34,6 +34,11 @@ class Decoder(Protocol):
         ...
 
     @property
+    def temperature(self) -> float:
+        """Return the temperature of the distribution that scores are taken under; 1 for greedy decoders."""
+        ...
+
+    @property
     def draws(self) -> bool:
         """Return whether `choose` needs random numbers."""
         ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -20,6 +21,7 @@ class Greedy:
     top_k: int | None = 1
     guidance_weight: float = 0.0
     draws: bool = False
+    temperature: ClassVar[float] = 1.0
 
     def choose(self, scores: torch.Tensor, uniforms: torch.Tensor | None) -> torch.Tensor:
         """Return 0 for each row: candidates come best first."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +12,7 @@ import numpy as np
 from rewardgap.backbones.session import TrieSession
 from rewardgap.backbones.traces import NODES_PER_ROW, Trace, TraceCache, policy_traces
 from rewardgap.core.errors import ConfigError, DataError
+from rewardgap.core.records import SOURCE_SLOT, prompt_text
 from rewardgap.core.seeds import child_seed
 from rewardgap.decoding.loop import Decoded, StopRule, decode
 from rewardgap.metrics.policy_accuracy import HEADLINE, VARIANT_NAMES, coverage, policy_scores
@@ -38,6 +40,8 @@ class GenerationSettings:
         context_tokens: the longest a prompt with demonstrations may be; None for what the context allows.
         on_long: "error", or "truncate_prompt".
         first_line: completions are one line: generation stops at a line break, and the text is cut there.
+        prompt_template: the instruction around each prompt's own text, with {prompt_source} in it; left out where
+            prompts are compared, since all of them share it. None where prompts have none.
         score_top_k: candidates over which policy accuracy normalises where the deployment has no k of its own.
         seed: decides draws.
     """
@@ -48,6 +52,7 @@ class GenerationSettings:
     context_tokens: int | None = None
     on_long: Literal["error", "truncate_prompt"] = "error"
     first_line: bool = False
+    prompt_template: str | None = None
     score_top_k: int = 10
     seed: int = 0
 
@@ -119,9 +124,10 @@ class PolicyRun:
         traces = self._traces(ids, top_k)
         rewards = policy.node_rewards(self, traces)
         weight = policy.decoder.guidance_weight if rewards is not None else 0.0
+        temperature = policy.decoder.temperature if rewards is not None else 1.0
         return [
             [
-                score_completion(trace, rewards[row][number] if rewards is not None else None, weight)
+                score_completion(trace, rewards[row][number] if rewards is not None else None, weight, temperature)
                 for number, trace in enumerate(row_traces)
             ]
             for row, row_traces in enumerate(traces)
@@ -242,7 +248,7 @@ class AdaptedPolicy(ABC):
                 f"{context} tokens."
             )
         prepared = [self.show(prompt, state, limit) for prompt, state in zip(prompts, states, strict=True)]
-        seeds = seeds or [child_seed(settings.seed, "decode", index, str(p)) for index, p in enumerate(prompts)]
+        seeds = seeds or _seeds(settings.seed, prompts)
         room = self._room(completions, prompts)
         session = TrieSession(self.backbone, len(prompts), max(len(p.ids) for p in prepared) + room)
         tips = session.prefill([p.ids for p in prepared])
@@ -336,13 +342,35 @@ class AdaptedPolicy(ABC):
         return max(decoding, max(chains, default=0) + NODES_PER_ROW)
 
 
+def _seeds(seed: int, prompts: Sequence[Prompt]) -> list[int]:
+    """Return a seed a prompt that does not depend on its place; the same prompt again gets another draw."""
+    seen: Counter[Prompt] = Counter()
+    out = []
+    for prompt in prompts:
+        out.append(child_seed(seed, "decode", repr(prompt), seen[prompt]))
+        seen[prompt] += 1
+    return out
+
+
 def complete(text: str, first_line: bool) -> str:
     """Apply the completion rule: strip; where completions are one line, keep the first."""
     text = text.strip()
     return text.split("\n", 1)[0].strip() if first_line else text
 
 
-def score_completion(trace: Trace, rewards: NodeRewards | None, guidance_weight: float) -> Scores:
+def own_text(prompt: Prompt, template: str | None) -> str:
+    """Return the last user turn without the instruction that a template puts around it."""
+    text = prompt_text(prompt)
+    if template is None:
+        return text
+    before, _, after = template.partition(SOURCE_SLOT)
+    framed = text.startswith(before) and text.endswith(after) and len(text) >= len(before) + len(after)
+    return text[len(before) : len(text) - len(after)] if framed else text
+
+
+def score_completion(
+    trace: Trace, rewards: NodeRewards | None, guidance_weight: float, temperature: float = 1.0
+) -> Scores:
     """Return every variant of one completion's score, from its trace and the rewards along it."""
     length, width = trace.candidates.shape
     hits = trace.candidates == trace.tokens[:, None]
@@ -364,6 +392,7 @@ def score_completion(trace: Trace, rewards: NodeRewards | None, guidance_weight:
         candidate_mask=mask,
         gold_column=column,
         in_top_k=inside,
+        temperature=temperature,
     )
     if rewards is None:
         del variants["reward_only"]

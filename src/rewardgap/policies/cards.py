@@ -24,6 +24,7 @@ class PolicyCard:
     equation: str
     paper: str
     build: Callable[..., AdaptedPolicy]
+    retriever: str | None = None
     deviations: tuple[str, ...] = ()
     family: str = "policy"
     personal: bool = False

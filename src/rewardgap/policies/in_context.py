@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rewardgap.core.errors import ConfigError, DataError
-from rewardgap.core.records import Message, Prompt, prompt_messages, prompt_text
+from rewardgap.core.records import Message, Prompt, prompt_messages
 from rewardgap.decoding.plain import Greedy
-from rewardgap.policies.base import AdaptedPolicy, GenerationSettings, Prepared
+from rewardgap.policies.base import AdaptedPolicy, GenerationSettings, Prepared, own_text
 from rewardgap.policies.cards import PolicyCard
 from rewardgap.retrieval.catalog import RETRIEVERS
 
@@ -80,8 +80,9 @@ class InContext(AdaptedPolicy):
 
     def select(self, prompt: Prompt, state: Demonstrations) -> list[int]:
         """Return the indices of the demonstrations to show, most useful first."""
-        texts = [prompt_text(pair.prompt) for pair in state.pairs]
-        order = self.retriever.order(prompt_text(prompt), texts, seed=self.settings.seed) if texts else []
+        template = self.settings.prompt_template
+        texts = [own_text(pair.prompt, template) for pair in state.pairs]
+        order = self.retriever.order(own_text(prompt, template), texts, seed=self.settings.seed) if texts else []
         return order[: self.num_demonstrations]
 
 
@@ -142,22 +143,13 @@ def _build(
     )
 
 
-def _build_rag(
-    backbone: Backbone,
-    settings: GenerationSettings,
-    traces: TraceCache | None,
-    num_demonstrations: int | None,
-    retriever: str | None,
-) -> InContext:
-    return _build(backbone, settings, traces, num_demonstrations, retriever or "bm25")
-
-
 ICL_CARD = PolicyCard(
     name="icl",
     summary="The user's last examples in the prompt, the same for every query.",
     equation="y ~ π(y | demonstrations, x)",
     paper="Brown et al. 2020, arXiv 2005.14165",
     build=_build,
+    retriever="recent",
     deviations=("Demonstrations are chat turns: the user's prompt, then what the user wrote.",),
     personal=True,
     options={
@@ -170,7 +162,8 @@ RAG_CARD = PolicyCard(
     summary="The user's examples most similar to the query in the prompt, the most similar last.",
     equation="y ~ π(y | retrieve(support, x), x)",
     paper="Salemi et al. 2024, LaMP, arXiv 2304.11406",
-    build=_build_rag,
+    build=_build,
+    retriever="bm25",
     deviations=("Demonstrations are chat turns; retrieval compares prompts and never sees a completion.",),
     personal=True,
     options={

@@ -25,9 +25,10 @@ class Retriever(Protocol):
 
 @dataclass(frozen=True)
 class RetrieverCard:
-    """A retriever as the catalogue lists it."""
+    """A retriever as the catalogue lists it; `compares` says whether the order depends on the texts."""
 
     name: str
     summary: str
     build: Callable[[], Retriever]
     source: str = ""
+    compares: bool = False

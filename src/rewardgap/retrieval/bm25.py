@@ -52,5 +52,6 @@ CARD = RetrieverCard(
     name="bm25",
     summary="The demonstrations whose prompts share the most telling words with the query.",
     build=Bm25,
+    compares=True,
     source="Robertson and Zaragoza 2009; bm25s (Lucene variant)",
 )

@@ -86,6 +86,11 @@ def close_ends(
     return NodeRewards(np.append(prefixes, prefixes[-1]), np.where(ends, prefixes[:, None], candidates))
 
 
+def _read(head: Head, states: torch.Tensor, users: Sequence[UserState]) -> torch.Tensor:
+    """Return a head's rewards where the states are; a head fitted on cached features may live elsewhere."""
+    return head.batch_rewards(states, users).to(states.device)
+
+
 class PolicyStateGuide:
     """Reads rewards on the policy's own hidden states: one forward gives k rewards and k next logits.
 
@@ -104,12 +109,12 @@ class PolicyStateGuide:
 
     def start(self, policy_states: torch.Tensor) -> torch.Tensor:
         """Return (B,) rewards of the bare prompts."""
-        return self._head.batch_rewards(policy_states, self._states) / self._scale
+        return _read(self._head, policy_states, self._states) / self._scale
 
     def candidates(self, tokens: torch.Tensor, policy_states: torch.Tensor | None) -> torch.Tensor:
         """Return (B, K) rewards read at the candidates' states (B, K, D)."""
         assert policy_states is not None
-        return self._head.batch_rewards(policy_states, self._states) / self._scale
+        return _read(self._head, policy_states, self._states) / self._scale
 
     def keep(self, choices: list[int], tokens: list[int]) -> None:
         """Do nothing: the policy's session holds everything."""
@@ -158,14 +163,14 @@ class BackboneGuide:
 
     def start(self, policy_states: torch.Tensor) -> torch.Tensor:
         """Return (B,) rewards of the bare prompts."""
-        return self._head.batch_rewards(self._session.prefill(self._prompts), self._states) / self._scale
+        return _read(self._head, self._session.prefill(self._prompts), self._states) / self._scale
 
     def candidates(self, tokens: torch.Tensor, policy_states: torch.Tensor | None) -> torch.Tensor:
         """Return (B, K) rewards of the candidates packed as siblings."""
         self._width = tokens.shape[-1]
         rows = zip(tokens.tolist(), self._session.tips, strict=True)
         states = self._session.extend([siblings(row, tip) for row, tip in rows])
-        return self._head.batch_rewards(states, self._states) / self._scale
+        return _read(self._head, states, self._states) / self._scale
 
     def keep(self, choices: list[int], tokens: list[int]) -> None:
         """Keep the winners' keys and values in place."""

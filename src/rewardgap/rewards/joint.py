@@ -87,7 +87,8 @@ def fit_joint(
                 chosen, rejected = pair_states(backbone, [pairs[row] for row in rows], limit)
                 # Weights are those of the whole set, so that a step's gradient is an unbiased part of its gradient.
                 share = weights[rows] * (len(pairs) / len(rows))
-                loss = (share * head.losses(chosen, rejected, index[rows])).sum() + head.penalty()
+                losses_of = head.losses(chosen, rejected, index[rows].to(chosen.device))
+                loss = (share.to(losses_of) * losses_of).sum() + head.penalty()
                 optimiser.zero_grad(set_to_none=True)
                 torch.autograd.backward(loss)
                 torch.nn.utils.clip_grad_norm_(everything, CLIP)

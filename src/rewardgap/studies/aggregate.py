@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from rewardgap.core.errors import ConfigError
 from rewardgap.core.results import ResultRow, Sample, StudyResults
 from rewardgap.data.base import AuthoredDataset
+from rewardgap.metrics.catalog import METRICS
 from rewardgap.metrics.policy_accuracy import VARIANT_NAMES
 from rewardgap.metrics.rm_accuracy import pair_accuracy, ties
 from rewardgap.metrics.win_rate import win_name, wins
 from rewardgap.policies.catalog import POLICIES
 from rewardgap.stats.bootstrap import clustered_mean
 from rewardgap.studies.compare import baseline_results, control_results, tau_results
-from rewardgap.studies.workbench import shown_name
+from rewardgap.studies.workbench import retriever_of, shown_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from rewardgap.studies.spec import Deployment, RewardModelSpec
 
 SCORE_PREFIX = "chosen_"
+ALWAYS = ("empty_rate", "length_ratio")
+"""Behaviour that every deployment is measured by, listed under metrics or not."""
 
 
 class Tables:
@@ -108,6 +113,10 @@ def aggregate(finished: Finished, command: str) -> StudyResults:
     for deployment, cell, _ in finished.plan.written:
         if tables.done(cell):
             rows += _deployment_rows(tables, deployment, cell)
+    keys = Counter(row.key() for row in rows)
+    twice = [key for key, count in keys.items() if count > 1]
+    if twice:
+        raise ConfigError(f"two results have the key {twice[0]}; give what differs a name of its own.")
     bench = finished.bench
     return StudyResults(
         name=bench.study.name,
@@ -141,6 +150,8 @@ def _reward_rows(tables: Tables, spec: RewardModelSpec, cell: Cell) -> list[Resu
         owners = [record["user_id"] for record in records]
         row = _named(tables.template(users, "rm_accuracy", metric), tables, spec)
         row = replace(row, n_missing=facts["missing_seen"] if part == "seen" else _missing_query(tables))
+        if part == "seen":
+            row = replace(row, support_size=None)
         hits = pair_accuracy(margins)
         rows.append(tables.estimated(row, hits.tolist(), owners))
         if metric == "accuracy":
@@ -171,16 +182,19 @@ def _deployment_rows(tables: Tables, deployment: Deployment, cell: Cell) -> list
     for side in ("chosen", "rejected"):
         name = f"coverage_{side}"
         rows.append(tables.estimated(row("policy_accuracy", name), [r.get(name) for r in records], users))
-    for metric in tables.study.metrics:
+    for metric in dict.fromkeys(tables.study.metrics):
+        if metric in ALWAYS:
+            continue
         compared = tables.plan.behaviour.get((cell.id, metric))
         if compared is not None and tables.done(compared):
             values = tables.records(compared)
             owners = [record["user_id"] for record in values]
             rows.append(tables.estimated(row("behaviour", metric), [record["value"] for record in values], owners))
     rows.append(tables.estimated(row("behaviour", "empty_rate"), [float(not r["completion"]) for r in records], users))
-    lengths = [_length_ratio(record["completion"], reference) for record, reference in _with_references(tables, cell)]
-    if any(value is not None for value in lengths):
-        rows.append(tables.estimated(row("behaviour", "length_ratio"), lengths, users))
+    if tables.plan.behaviour:
+        texts, references = zip(*_with_references(tables, cell), strict=True)
+        lengths = METRICS["length_ratio"].build().score(texts, references)
+        rows.append(tables.estimated(row("behaviour", "length_ratio"), lengths.tolist(), users))
     if deployment.kind == "guided":
         for name in ("guidance_ratio", "changed"):
             rows.append(tables.estimated(row("behaviour", name), [r[name] for r in records], users))
@@ -223,9 +237,7 @@ def _win_rows(tables: Tables, deployment: Deployment, cell: Cell, template: Resu
 def deployed(row: ResultRow, tables: Tables, deployment: Deployment) -> ResultRow:
     """Fill a row's columns with what names a deployment."""
     if deployment.reward_model is None:
-        retriever = deployment.retriever
-        if retriever is None and deployment.name != "zero_shot" and deployment.name in POLICIES.names():
-            retriever = "bm25" if deployment.name == "icl_rag" else "recent"
+        retriever = retriever_of(deployment)
         return replace(
             row, method=deployment.name, shots=deployment.shots, retriever=retriever,
             support_size=row.support_size if POLICIES[deployment.name].personal else None,
@@ -236,12 +248,12 @@ def deployed(row: ResultRow, tables: Tables, deployment: Deployment) -> ResultRo
 
 def reward_name(spec: RewardModelSpec) -> str:
     """Return a reward model's name as guide or judge."""
-    return spec.method if spec.fit_mode == "frozen" else f"{spec.method}+{spec.fit_mode}"
+    return spec.name
 
 
 def _named(row: ResultRow, tables: Tables, spec: RewardModelSpec) -> ResultRow:
     backbone = shown_name(spec.backbone or tables.study.policy)
-    return replace(row, method=spec.method, fit_mode=spec.fit_mode, reward_backbone=backbone)
+    return replace(row, method=spec.label or spec.method, fit_mode=spec.fit_mode, reward_backbone=backbone)
 
 
 def _margin(record: dict[str, Any], variant: str) -> float:
@@ -253,14 +265,9 @@ def _missing_query(tables: Tables) -> int:
     return sum(item.pair is None for items in tables.bench.study_pairs().query.values() for item in items)
 
 
-def _with_references(tables: Tables, cell: Cell) -> list[tuple[dict[str, Any], str | None]]:
+def _with_references(tables: Tables, cell: Cell) -> list[tuple[str, str | None]]:
     known = {i.example_id: i.reference for items in tables.bench.study_pairs().query.values() for i in items}
-    return [(record, known[record["example_id"]]) for record in tables.records(cell)]
-
-
-def _length_ratio(completion: str, reference: str | None) -> float | None:
-    words = len((reference or "").split())
-    return len(completion.split()) / words if words else None
+    return [(record["completion"], known[record["example_id"]]) for record in tables.records(cell)]
 
 
 def _samples(tables: Tables) -> list[Sample]:
@@ -323,6 +330,15 @@ def _notes(tables: Tables) -> list[str]:
     if missing:
         notes.append(
             f"{missing} query prompts have no pair under the pairing rule; they count as missing, not as wrong."
+        )
+    plain = any(d.reward_model is None and d.name == "zero_shot" for d, _, _ in tables.plan.written)
+    if not plain:
+        notes.append("No zero_shot deployment was run, so there is nothing that win rates could be over.")
+    wanted = tables.study.split.support
+    short = sum(len(rows) < wanted for rows in tables.bench.study_pairs().support.values())
+    if short:
+        notes.append(
+            f"{short} adapt users have fewer than {wanted} support pairs, since some of their texts gave none."
         )
     if not tables.plan.behaviour:
         notes.append(

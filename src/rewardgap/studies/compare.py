@@ -9,6 +9,7 @@ import numpy as np
 
 from rewardgap.core.results import BaselineResult, ControlResult, TauResult
 from rewardgap.data.baselines import RANKERS, human_or_machine
+from rewardgap.metrics.policy_accuracy import HEADLINE
 from rewardgap.metrics.rm_accuracy import pair_accuracy
 from rewardgap.rewards.catalog import REWARD_MODELS
 from rewardgap.stats.bootstrap import clustered_mean, paired_difference
@@ -45,7 +46,7 @@ def tau_results(tables: Tables) -> list[TauResult]:
     for label, members in families.items():
         if len(members) < FEWEST_MODELS and out:
             # One line says that there are too few; the same for each family would say no more.
-            break
+            continue
         stages = {
             "rm_accuracy": [_rm_values(tables, reward) for _, _, reward in members],
             "policy_accuracy": [_policy_values(tables, cell) for _, cell, _ in members],
@@ -106,9 +107,14 @@ def _rm_values(tables: Tables, cell: Cell) -> dict[str, list[float]]:
 
 
 def _policy_values(tables: Tables, cell: Cell) -> dict[str, list[float]]:
-    records = [r for r in tables.records(cell) if r.get("chosen_rgd_topk") is not None]
-    hits = pair_accuracy([r["chosen_rgd_topk"] - r["rejected_rgd_topk"] for r in records])
+    records = tables.records(cell)
+    hits = pair_accuracy([_headline_margin(record) for record in records])
     return _grouped([r["user_id"] for r in records], hits.tolist())
+
+
+def _headline_margin(record: dict[str, Any]) -> float:
+    chosen, rejected = record.get(f"chosen_{HEADLINE}"), record.get(f"rejected_{HEADLINE}")
+    return math.nan if chosen is None or rejected is None else chosen - rejected
 
 
 def _behaviour_values(tables: Tables, cell: Cell, metric: str) -> dict[str, list[float]]:
@@ -125,13 +131,14 @@ def baseline_results(tables: Tables) -> list[BaselineResult]:
     query = pairs.query_pairs
     users = [pair.user_id for pair in query]
     rankers: list[tuple[str, str, Any]] = [(r.name, r.summary, lambda r=r: r(query)) for r in RANKERS]
-    rankers.append(
-        (
-            "human_or_machine",
-            "a user-blind classifier of surface features, fitted on the training pairs",
-            lambda: human_or_machine(pairs.train, query),
+    if pairs.train:
+        rankers.append(
+            (
+                "human_or_machine",
+                "a user-blind classifier of surface features, fitted on the training pairs",
+                lambda: human_or_machine(pairs.train, query),
+            )
         )
-    )
     out = []
     for name, summary, rank in rankers if query else []:
         found = clustered_mean(rank(), users, tables.study.resamples, tables.study.seed)
@@ -172,21 +179,22 @@ def control_results(tables: Tables) -> list[ControlResult]:
 def _shuffled(tables: Tables, spec: RewardModelSpec, cell: Cell) -> ControlResult:
     records = tables.records(cell)
     draws = len({record["draw"] for record in records})
-    # A draw is one random ranking of all pairs, so draws are what varies, as well as users: each is resampled.
+    # A draw is one random ranking of all pairs: draws are the unit that is resampled.
     by_draw = [f"{record['draw']}" for record in records]
     found = clustered_mean([r["correct"] for r in records], by_draw, tables.study.resamples, tables.study.seed)
     passed = _inside(found, 0.5)
+    where = "at" if passed else "away from" if passed is False else "beside"
     return ControlResult(
         name="shuffled_labels",
         dataset=tables.dataset,
-        method=spec.method,
+        method=spec.name,
         value=found.value,
         ci_low=found.low,
         ci_high=found.high,
         expectation="one half lies in the interval",
         passed=passed,
-        sentence=f"{spec.method} fitted on labels flipped by a coin, {draws} times, ranks the query pairs "
-        f"{'at' if passed else 'away from'} one half{_points(found)}.",
+        sentence=f"{spec.name} fitted on labels flipped by a coin, {draws} times, ranks the query pairs "
+        f"{where} one half{_points(found)}.",
     )
 
 
@@ -225,9 +233,25 @@ def _synthetic_swap(tables: Tables, cell: Cell, method: str) -> ControlResult:
 
 def _swap(tables: Tables, spec: RewardModelSpec, cell: Cell) -> ControlResult:
     own, other = tables.part(cell, "unseen"), tables.part(cell, "other_state")
+    if not other:
+        return _no_swap(tables.dataset, spec.name)
     hits = [pair_accuracy([np.nan if r["margin"] is None else r["margin"] for r in rows]) for rows in (own, other)]
     users = [r["user_id"] for r in own]
-    return _swap_result(tables, tables.dataset, spec.method, hits[0], hits[1], users, expected=False)
+    return _swap_result(tables, tables.dataset, spec.name, hits[0], hits[1], users, expected=False)
+
+
+def _no_swap(dataset: str, method: str) -> ControlResult:
+    return ControlResult(
+        name="swap_test",
+        dataset=dataset,
+        method=method,
+        value=None,
+        ci_low=None,
+        ci_high=None,
+        expectation="accuracy gained over another user's state; not known beforehand",
+        passed=None,
+        sentence=f"{method}: with one adapt user there is no other user's state to compare with.",
+    )
 
 
 def _swap_result(
@@ -236,7 +260,8 @@ def _swap_result(
     """Return own state against another user's; only where the truth is known is an answer expected."""
     found = paired_difference(own, other, users, tables.study.resamples, tables.study.seed)
     above = _above(found)
-    finding = "ranks better than" if above else "cannot be told from"
+    below = found.high is not None and found.high < 0
+    finding = "ranks better than" if above else "ranks worse than" if below else "cannot be told from"
     return ControlResult(
         name="swap_test",
         dataset=dataset,

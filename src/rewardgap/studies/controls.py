@@ -127,7 +127,7 @@ def _swap(
         rows += [
             {
                 "part": part,
-                "method": spec.method,
+                "method": spec.name,
                 "user_id": pair.user_id,
                 "example_id": pair.example_id,
                 "value": float(hit),

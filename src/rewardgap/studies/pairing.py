@@ -82,15 +82,14 @@ class Pairer:
         rules: dict[str, Callable[[Sequence[AuthoredText], Sequence[str]], list[tuple[str, str] | str]]]
         rules = {"closest": self._closest, "generated": self._generated, "other_user": self._other_user}
         self._rule = rules[spec.rule]
+        # Alternatives come from what may be shown: a user's query texts are in nobody's training pair.
         self._by_prompt: dict[str, list[AuthoredText]] = {}
-        for text in dataset.texts:
+        for text in (text for texts in donors.values() for text in texts):
             self._by_prompt.setdefault(text.prompt_source, []).append(text)
 
     def records(self, texts: Sequence[AuthoredText]) -> list[dict[str, Any]]:
         """Return one record a text: a pair, or the reason why there is none."""
-        shown = [
-            shortened_prompt(self.dataset, text, self.policy.encoder, self.settings.max_prompt_tokens) for text in texts
-        ]
+        shown = [self._prompt(text) for text in texts]
         made = self._rule(texts, [prompt for prompt, _ in shown])
         out = []
         for text, (prompt, cut), sides in zip(texts, shown, made, strict=True):
@@ -156,10 +155,10 @@ class Pairer:
         return [_against(text.reference, other) for text, other in zip(texts, written, strict=True)]
 
     def _other_user(self, texts: Sequence[AuthoredText], prompts: Sequence[str]) -> list[tuple[str, str] | str]:
-        users = sorted(self.donors)
+        users = sorted(user for user, rows in self.donors.items() if rows)
         states, natural = [], []
         for text in texts:
-            same = [t for t in self._by_prompt[text.prompt_source] if t.user_id != text.user_id]
+            same = [t for t in self._by_prompt.get(text.prompt_source, ()) if t.user_id != text.user_id]
             natural.append(min(same, key=lambda t: child_seed(self.seed, t.example_id)).reference if same else None)
             others = [user for user in users if user != text.user_id]
             donor = others[child_seed(self.seed, "donor", text.example_id) % len(others)]
@@ -171,8 +170,12 @@ class Pairer:
             for text, own, other in zip(texts, natural, written, strict=True)
         ]
 
+    def _prompt(self, text: AuthoredText) -> tuple[str, bool]:
+        limit = self.settings.max_prompt_tokens or self.policy.context - self.settings.max_new_tokens
+        return shortened_prompt(self.dataset, text, self.policy.encoder, limit)
+
     def _shown(self, text: AuthoredText) -> PreferencePair:
-        prompt, _ = shortened_prompt(self.dataset, text, self.policy.encoder, self.settings.max_prompt_tokens)
+        prompt, _ = self._prompt(text)
         return PreferencePair(
             user_id=text.user_id, example_id=text.example_id, prompt=prompt, chosen=text.reference, rejected="",
             reference=text.reference,

@@ -18,6 +18,7 @@ from rewardgap.data.base import AuthoredDataset, PreferenceDataset
 from rewardgap.data.catalog import DATASETS
 from rewardgap.decoding.catalog import DECODERS
 from rewardgap.metrics.catalog import METRICS
+from rewardgap.policies.base import GenerationSettings
 from rewardgap.policies.catalog import POLICIES
 from rewardgap.retrieval.catalog import RETRIEVERS
 from rewardgap.rewards.catalog import REWARD_MODELS, build_head
@@ -25,7 +26,7 @@ from rewardgap.studies import controls, stages
 from rewardgap.studies.cells import Cell
 from rewardgap.studies.environment import environment
 from rewardgap.studies.spec import expand
-from rewardgap.studies.workbench import Workbench, deal, shown_name, split_hash
+from rewardgap.studies.workbench import Workbench, deal, retriever_of, shown_name, split_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -95,11 +96,18 @@ def check_names(study: StudySpec) -> None:
         build_head(spec.method, **spec.options)
     for deployment in expand(study):
         if deployment.kind == "policy":
-            POLICIES[deployment.name]
+            if POLICIES[deployment.name].retriever is None and (deployment.shots is not None or deployment.retriever):
+                raise ConfigError(
+                    f"{deployment.name} takes neither num_demonstrations nor retriever; use icl or icl_rag."
+                )
             if deployment.retriever is not None:
                 RETRIEVERS[deployment.retriever]
         elif not DECODERS[deployment.name].guided:
             raise ConfigError(f"decoder '{deployment.name}' takes no reward model; use policy: zero_shot.")
+    for spec in {model.name: model for model in study.reward_models}.values():
+        same = [model for model in study.reward_models if model.name == spec.name]
+        if len(same) > 1:
+            raise ConfigError(f"{len(same)} reward models are called '{spec.name}'; give each a label of its own.")
     for metric in study.metrics:
         if METRICS[metric].stage != "behaviour":
             raise ConfigError(f"metric '{metric}' belongs to another stage; under metrics list behaviour metrics only.")
@@ -125,7 +133,12 @@ def make_plan(bench: Workbench) -> Plan:
     for spec in study.reward_models:
         backbone = bench.reward_backbone(spec)
         limit = [bench.limit.max_tokens, bench.limit.on_long]
-        key = {**common, **spec.model_dump(exclude={"backbone"}), "backbone": backbone.fingerprint, "limit": limit}
+        key = {
+            **common,
+            **spec.model_dump(exclude={"backbone", "label"}),
+            "backbone": backbone.fingerprint,
+            "limit": limit,
+        }
         plan.rewards.append((spec, Cell("reward_model", key, f"fit {_title(spec)}", needs)))
     fitted = {spec.model_dump_json(): cell for spec, cell in plan.rewards}
     for deployment in expand(study):
@@ -137,12 +150,17 @@ def make_plan(bench: Workbench) -> Plan:
             "policy": bench.policy.fingerprint,
             "lengths": lengths,
         }
+        retriever = retriever_of(deployment)
+        if bench.settings.score_top_k != GenerationSettings.score_top_k:
+            key["score_top_k"] = bench.settings.score_top_k
+        if retriever is not None and RETRIEVERS[retriever].compares:
+            key["compared_without"] = bench.settings.prompt_template
         cell = Cell("deployment", key, deployment_title(deployment), (*needs, *((reward,) if reward else ())))
         plan.written.append((deployment, cell, reward))
     has_references = _has_references(bench)
     signatures = {name: METRICS[name].build().signature for name in study.metrics} if has_references else {}
     for _, cell, _ in plan.written:
-        for name in study.metrics if has_references else ():
+        for name in dict.fromkeys(study.metrics) if has_references else ():
             key = {"metric": name, "signature": signatures[name]}
             plan.behaviour[cell.id, name] = Cell("behaviour", key, f"{name} of {cell.title}", (cell,))
         for index, (spec, judge) in enumerate(plan.rewards):
@@ -172,15 +190,15 @@ def run_study(study: StudySpec, root: Path, progress: Progress) -> Finished:
         ConfigError: if the folder belongs to another study, or another run is at work in it.
     """
     check_names(study)
-    _claim(study, root)
+    _refuse_strangers(root)
     with _locked(root):
+        _claim(study, root)
         bench = Workbench(study, root, progress)
         bench.split.save(root / "splits" / f"{split_hash(bench.split)}.json")
-        write_json(root / "env.json", environment())
         plan = make_plan(bench)
         runner = _Runner(bench)
         if plan.pairing is not None:
-            runner.run(plan.pairing, lambda cell: stages.run_pairing(bench, cell))
+            runner.run(plan.pairing, stages.run_pairing)
             if not bench.folder(plan.pairing).done:
                 raise CellsFailedError(f"the texts could not be paired: {runner.failures[0]['error']}.")
             bench.pairs = deal(bench.split, bench.folder(plan.pairing).records())
@@ -188,39 +206,26 @@ def run_study(study: StudySpec, root: Path, progress: Progress) -> Finished:
             bench.pairs = deal(bench.split, [pair_to_json(pair) for pair in bench.dataset.pairs])
         stages.check_prompts(bench)
         for spec, cell in plan.rewards:
-            runner.run(cell, lambda cell, spec=spec: stages.run_reward_model(bench, cell, spec))  # type: ignore[misc]
+            runner.run(cell, stages.run_reward_model, spec)
         for deployment, cell, reward in plan.written:
-            runner.run(
-                cell,
-                lambda cell, d=deployment, r=reward: stages.run_deployment(bench, cell, d, r),  # type: ignore[misc]
-            )
-        written = [cell for _, cell, _ in plan.written if bench.folder(cell).done]
-        for cell in written:
-            for name in study.metrics:
-                scored = plan.behaviour.get((cell.id, name))
-                if scored is not None:
-                    runner.run(
-                        scored,
-                        lambda scored, cell=cell, name=name: stages.run_behaviour(bench, scored, cell, name),  # type: ignore[misc]
-                        quiet=True,
-                    )
-        open_judgements = [c for c in plan.judgements.values() if not bench.folder(c).done]
-        if open_judgements:
-            stages.encode_written(bench, written, [spec for spec, cell in plan.rewards if bench.folder(cell).done])
-        for cell in written:
-            for index, (spec, judge) in enumerate(plan.rewards):
-                runner.run(
-                    plan.judgements[cell.id, index],
-                    lambda j, cell=cell, judge=judge, spec=spec: stages.run_judgement(bench, j, cell, judge, spec),  # type: ignore[misc]
-                    quiet=True,
-                )
+            runner.run(cell, stages.run_deployment, deployment, reward)
+        written = {cell.id: cell for _, cell, _ in plan.written if bench.folder(cell).done}
+        for (owner, name), cell in plan.behaviour.items():
+            if owner in written:
+                runner.run(cell, stages.run_behaviour, written[owner], name)
+        judged = {key: cell for key, cell in plan.judgements.items() if key[0] in written}
+        if not all(bench.folder(cell).done for cell in judged.values()):
+            judges = [spec for spec, cell in plan.rewards if bench.folder(cell).done]
+            stages.encode_written(bench, list(written.values()), judges)
+        for (owner, index), cell in judged.items():
+            spec, judge = plan.rewards[index]
+            runner.run(cell, stages.run_judgement, written[owner], judge, spec)
         for spec, cell in plan.shuffled:
-            runner.run(
-                cell,
-                lambda cell, spec=spec: controls.run_shuffled(bench, cell, spec, study.controls.shuffled_labels),  # type: ignore[misc]
-            )
+            runner.run(cell, controls.run_shuffled, spec, study.controls.shuffled_labels)
         if plan.synthetic is not None:
-            runner.run(plan.synthetic, lambda cell: controls.run_synthetic_text(bench, cell))
+            runner.run(plan.synthetic, controls.run_synthetic_text)
+        if runner.computed or not (root / "env.json").exists():
+            write_json(root / "env.json", environment())
         return Finished(bench, plan, runner.failures, runner.computed)
 
 
@@ -232,7 +237,7 @@ class _Runner:
         self.failures: list[dict[str, str]] = []
         self.computed = 0
 
-    def run(self, cell: Cell, stage: Callable[[Cell], None], *, quiet: bool = False) -> None:
+    def run(self, cell: Cell, stage: Callable[..., None], *rest: Any) -> None:
         folder = self.bench.folder(cell)
         if folder.done:
             return
@@ -241,18 +246,22 @@ class _Runner:
             self.failures.append({"cell": cell.id, "title": cell.title, "error": f"needs '{missing[0]}', which failed"})
             return
         try:
-            stage(cell)
+            stage(self.bench, cell, *rest)
         except Exception as error:
             if isinstance(error, RewardGapError) and cell.kind == "pairing":
                 raise
             sentence = str(error) if isinstance(error, RewardGapError) else f"{type(error).__name__}: {error}"
-            self.failures.append({"cell": cell.id, "title": cell.title, "error": sentence})
-            # A traceback names files by their folders on this machine; artefacts name none.
-            trace = re.sub(r'File "[^"\n]*[/\\]', 'File "', traceback.format_exc())
-            write_text(folder.path / "error.txt", trace)
+            self.failures.append({"cell": cell.id, "title": cell.title, "error": without_folders(sentence)})
+            write_text(folder.path / "error.txt", without_folders(traceback.format_exc()))
             self.bench.progress.say(f"  {cell.title}: failed, {sentence}")
         else:
+            (folder.path / "error.txt").unlink(missing_ok=True)
             self.computed += 1
+
+
+def without_folders(text: str) -> str:
+    """Return a text with every absolute path cut to its last part: artefacts name no folder of a machine."""
+    return re.sub(r"""(?<![\w.])[/\\](?:[^\s'":/\\]+[/\\])+""", "", text)
 
 
 def deployment_title(deployment: Deployment) -> str:
@@ -264,7 +273,7 @@ def deployment_title(deployment: Deployment) -> str:
 
 
 def _title(spec: RewardModelSpec) -> str:
-    return spec.method if spec.fit_mode == "frozen" else f"{spec.method} ({spec.fit_mode})"
+    return spec.name
 
 
 def _has_references(bench: Workbench) -> bool:
@@ -273,28 +282,38 @@ def _has_references(bench: Workbench) -> bool:
     return any(pair.reference for pair in bench.dataset.pairs)
 
 
+def _refuse_strangers(root: Path) -> None:
+    """Refuse a folder that holds something else than a study; what a killed write left does not count."""
+    if root.is_dir() and not (root / "study.yaml").exists():
+        if any(not child.name.startswith(".") for child in root.iterdir()):
+            raise ConfigError(f"folder '{root}' is not empty and holds no study. Choose another folder with --output.")
+    root.mkdir(parents=True, exist_ok=True)
+
+
 def _claim(study: StudySpec, root: Path) -> None:
-    """Write the resolved study, unless the folder holds another one."""
+    """Write the resolved study, unless the folder holds another one: another name, other data or another policy."""
     path = root / "study.yaml"
+    text = study_yaml(study)
     if path.exists():
-        held = _held_name(path)
-        if held != study.name:
+        held, own = _held(path), yaml.safe_load(text)
+        differs = next((part for part in ("name", "data", "policy") if held.get(part) != own[part]), None)
+        if differs is not None:
             raise ConfigError(
-                f"folder '{root}' holds the results of study '{held}', not of '{study.name}'. "
+                f"folder '{root}' holds the results of study '{held['name']}', not of '{study.name}' with this {differs}. "
                 "Choose another folder with --output."
             )
-    elif root.exists() and any(child.name != ".lock" for child in root.iterdir()):
-        raise ConfigError(f"folder '{root}' is not empty and holds no study. Choose another folder with --output.")
-    write_text(path, study_yaml(study))
+    write_text(path, text)
 
 
-def _held_name(path: Path) -> str:
+def _held(path: Path) -> dict[str, Any]:
     try:
         held = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return str(held["name"])
+        return {**held, "name": str(held["name"])}
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ConfigError(f"'{path}' is no resolved study, so whose results these are is not known. "
-                          "Choose another folder with --output.") from error  # fmt: skip
+        raise ConfigError(
+            f"'{path}' is no resolved study, so whose results these are is not known. "
+            "Choose another folder with --output."
+        ) from error
 
 
 def study_yaml(study: StudySpec) -> str:

@@ -68,6 +68,7 @@ class RewardModelSpec(_Part):
     """One reward model."""
 
     method: str = Field(description="name in the catalogue of methods")
+    label: str | None = Field(None, min_length=1, description="name in results, where a method stands more than once")
     options: dict[str, Any] = Field(default_factory=dict, description="the method's own settings")
     fit_mode: Literal["frozen", "lora"] = Field("frozen", description="frozen features, or jointly with an adapter")
     backbone: str | None = Field(None, description="the policy unless given")
@@ -75,13 +76,18 @@ class RewardModelSpec(_Part):
     batch_size: int = Field(8, ge=1, description="pairs a step, fit_mode lora")
     learning_rate: float = Field(1e-4, gt=0, description="of the adapter, fit_mode lora")
 
+    @property
+    def name(self) -> str:
+        """Return the name in results: the label, else the method with its fit mode."""
+        return self.label or (self.method if self.fit_mode == "frozen" else f"{self.method}+{self.fit_mode}")
+
 
 class DeploymentSpec(_Part):
     """One line of deployments; lists are expanded into all combinations."""
 
     policy: str | None = Field(None, description="a deployment without reward model: zero_shot, icl, icl_rag")
     decoder: str | None = Field(None, description="a reward-guided decoder, run with every reward model")
-    reward_models: list[str] | None = Field(None, description="methods that steer; all unless given")
+    reward_models: list[str] | None = Field(None, description="labels or methods that steer; all unless given")
     guidance_weight: float | list[float] = Field(1.0, description="lambda")
     top_k: int | list[int] = Field(10, description="candidates a step")
     num_demonstrations: int | list[int] | None = Field(None, description="shots")
@@ -94,6 +100,14 @@ class DeploymentSpec(_Part):
         for name, fewest in (("top_k", 1), ("num_demonstrations", 0)):
             if any(number is not None and number < fewest for number in _listed(getattr(self, name))):
                 raise ValueError(f"{name} must be at least {fewest}")
+        other = {"num_demonstrations", "retriever"} if self.decoder else {"guidance_weight", "top_k", "reward_models"}
+        useless = sorted(other & self.model_fields_set)
+        if useless:
+            raise ValueError(f"a {'decoder' if self.decoder else 'policy'} takes no {' and no '.join(useless)}")
+        if any(
+            value == [] for value in (self.guidance_weight, self.top_k, self.num_demonstrations, self.reward_models)
+        ):
+            raise ValueError("an empty list runs nothing; leave the key out or give values")
         return self
 
 
@@ -209,14 +223,14 @@ def _steering(study: StudySpec, spec: DeploymentSpec) -> list[RewardModelSpec]:
         raise ConfigError(f"decoder '{spec.decoder}' needs a reward model; list some under reward_models.")
     if spec.reward_models is None:
         return list(study.reward_models)
-    known = {model.method for model in study.reward_models}
+    known = {name for model in study.reward_models for name in (model.name, model.method)}
     unknown = [name for name in spec.reward_models if name not in known]
     if unknown:
         raise ConfigError(
             f"deployment '{spec.decoder}' names reward model '{unknown[0]}', which reward_models does not list: "
             f"{', '.join(sorted(known))}."
         )
-    return [model for model in study.reward_models if model.method in spec.reward_models]
+    return [m for m in study.reward_models if m.name in spec.reward_models or m.method in spec.reward_models]
 
 
 def _listed(value: Any) -> list[Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rewardgap.backbones.features import Item
-from rewardgap.core.errors import DataError
+from rewardgap.core.errors import DataError, RewardGapError
 from rewardgap.core.seeds import child_seed
 from rewardgap.data.base import AuthoredDataset
 from rewardgap.metrics.catalog import METRICS
@@ -195,7 +195,11 @@ def encode_written(bench: Workbench, written: Sequence[Cell], specs: Sequence[Re
     frozen = {spec.backbone or bench.study.policy: spec for spec in specs if spec.fit_mode == "frozen"}
     for spec in frozen.values():
         with bench.progress.task("encode completions for the judges", len(items)) as task:
-            bench.features.encode(bench.reward_backbone(spec), items, bench.limit, task)
+            try:
+                bench.features.encode(bench.reward_backbone(spec), items, bench.limit, task)
+            except RewardGapError as error:
+                # The judgement that needs the text fails by itself, with its own note; the others go on.
+                bench.progress.say(f"  completions for {spec.name}: {error}")
 
 
 def _in_batches(

@@ -25,7 +25,7 @@ from rewardgap.rewards.catalog import REWARD_MODELS
 from rewardgap.rewards.model import load_reward_model, reward_model
 from rewardgap.rewards.state_files import load_states
 from rewardgap.studies.cells import Cell, CellFolder
-from rewardgap.studies.spec import filled
+from rewardgap.studies.spec import expand, filled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,6 +59,7 @@ class StudyPairs:
         valid: held out, of the training users.
         support: adapt user -> pairs revealed.
         query: adapt user -> what the user is judged on.
+        shown: adapt user -> what a demonstration may show: every support row, those without a pair too.
         dropped: reason -> texts that gave no pair.
         cut: prompts shortened to the limit.
     """
@@ -67,6 +68,7 @@ class StudyPairs:
     valid: list[PreferencePair]
     support: dict[str, list[PreferencePair]]
     query: dict[str, list[QueryItem]]
+    shown: dict[str, list[PreferencePair]]
     dropped: dict[str, int]
     cut: int = 0
 
@@ -132,8 +134,15 @@ class Workbench:
             context_tokens=spec.context_tokens,
             on_long=spec.on_long,
             first_line=self.dataset.first_line,
+            score_top_k=self._top_k(),
+            prompt_template=self.dataset.prompt_template if isinstance(self.dataset, AuthoredDataset) else None,
             seed=self.study.seed,
         )
+
+    def _top_k(self) -> int:
+        """Return the candidates that unguided deployments are scored over: those of the first guided one."""
+        guided = [deployment.top_k for deployment in expand(self.study) if deployment.top_k is not None]
+        return guided[0] if guided else GenerationSettings.score_top_k
 
     @property
     def limit(self) -> PromptLimit:
@@ -199,8 +208,10 @@ class Workbench:
         """Return a deployment and the state of each adapt user."""
         if deployment.reward_model is None:
             card = POLICIES[deployment.name]
-            policy = card.build(self.policy, self.settings, self.traces, deployment.shots, deployment.retriever)
-            supports = self.study_pairs().support
+            policy = card.build(
+                self.policy, self.settings, self.traces, deployment.shots, deployment.retriever or card.retriever
+            )
+            supports = self.study_pairs().shown
             return policy, {user: policy.adapt(support) for user, support in supports.items()}
         assert reward_cell is not None
         decoder = DECODERS[deployment.name].build(guidance_weight=deployment.guidance_weight, top_k=deployment.top_k)
@@ -211,6 +222,13 @@ class Workbench:
     def is_personal(self, method: str) -> bool:
         """Return whether a method tells users apart."""
         return REWARD_MODELS[method].personal
+
+
+def retriever_of(deployment: Deployment) -> str | None:
+    """Return the retriever of a deployment, the card's own unless the study names one; None where there is none."""
+    if deployment.kind != "policy":
+        return None
+    return deployment.retriever or POLICIES[deployment.name].retriever
 
 
 def shown_name(name: str) -> str:
@@ -242,6 +260,7 @@ def deal(split: Split, rows: Sequence[dict[str, Any]]) -> StudyPairs:
         pairs(split.valid_ids),
         {user: pairs(ids) for user, ids in split.support_ids.items()},
         query,
+        {user: [_demonstration(by_id[i]) for i in ids] for user, ids in split.support_ids.items()},
         dropped,
         sum(bool(row.get("prompt_cut")) for row in rows),
     )
@@ -264,6 +283,13 @@ def _prompt(value: Any) -> Prompt:
     from rewardgap.core.records import Message
 
     return tuple(Message(turn["role"], turn["content"]) for turn in value)
+
+
+def _demonstration(row: dict[str, Any]) -> PreferencePair:
+    """Return the pair of a row; of a text without a pair, what the user wrote: in context needs no alternative."""
+    pair = _pair(row) or _pair({**row, "dropped": None, "chosen": row["reference"], "rejected": ""})
+    assert pair is not None
+    return pair
 
 
 def _pair(row: dict[str, Any]) -> PreferencePair | None:

@@ -221,13 +221,63 @@ def test_a_folder_of_another_study_is_left_alone(material: Path, tmp_path: Path)
     study = parse_study(tiny_study(material))
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "study.yaml").write_text("name: other\n")
-    with pytest.raises(ConfigError, match="'other', not of 'tiny'"):
+    with pytest.raises(ConfigError, match="'other', not of this one \\(another name\\)"):
         run_study(study, tmp_path / "x", Silent())
     (tmp_path / "y").mkdir()
     (tmp_path / "y" / "thesis.txt").write_text("mine")
     with pytest.raises(ConfigError, match="holds no study"):
         run_study(study, tmp_path / "y", Silent())
     assert (tmp_path / "y" / "thesis.txt").read_text() == "mine"
+
+
+def test_the_same_name_on_other_data_is_another_study(
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REWARDGAP_CACHE", str(tmp_path / "cache"))
+    finish(material, tmp_path / "tiny")
+    write_data(tmp_path / "others.jsonl", users=8)
+    changed = {
+        "name": "authored",
+        "options": {"path": str(tmp_path / "others.jsonl"), "prompt_template": "{prompt_source}"},
+    }
+    with pytest.raises(ConfigError, match="another data"):
+        finish(material, tmp_path / "tiny", data=changed)
+
+
+def test_what_a_killed_first_write_left_is_no_other_study(
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REWARDGAP_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / ".study.yaml.x1.tmp").write_text("na")
+    assert finish(material, tmp_path / "tiny")[1] > 0
+
+
+def test_one_adapt_user_has_results_without_a_swap(
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REWARDGAP_CACHE", str(tmp_path / "cache"))
+    split = {"train_users": 4, "pairs_per_train_user": 5, "valid_per_train_user": 2, "adapt_users": 1, "support": 4}
+    results, _ = finish(material, tmp_path / "tiny", split=split)
+    swap = [control for control in results.controls if control.name == "swap_test"]
+    assert [control.value for control in swap] == [None]
+    assert all(row.ci_low is None for row in results.rows if row.users == "unseen")
+
+
+def test_a_method_twice_needs_labels_and_keeps_its_rows_apart(
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REWARDGAP_CACHE", str(tmp_path / "cache"))
+    twice = [{"method": "lore", "options": {"rank": 2}}, {"method": "lore", "options": {"rank": 3}}]
+    with pytest.raises(ConfigError, match="2 reward models are called 'lore'"):
+        finish(material, tmp_path / "tiny", reward_models=twice)
+    labelled = [{**spec, "label": f"lore_{spec['options']['rank']}"} for spec in twice]  # type: ignore[index]
+    results, _ = finish(material, tmp_path / "tiny", reward_models=labelled)
+    keys = [row.key() for row in results.rows]
+    assert len(keys) == len(set(keys))
+    wins = {(row.method, row.judge): row.metric for row in results.rows if row.stage == "win_rate" and row.decoder}
+    assert wins["lore_2", "lore_2"] == wins["lore_3", "lore_3"] == "win_self"
+    assert wins["lore_2", "lore_3"] == wins["lore_3", "lore_2"] == "win_cross"
 
 
 def test_records_survive_parquet() -> None:

@@ -15,7 +15,7 @@ from rewardgap.core.errors import ConfigError, DataError
 from rewardgap.core.records import Message, PreferencePair, prompt_text
 from rewardgap.metrics.policy_accuracy import policy_scores
 from rewardgap.metrics.rm_accuracy import pair_accuracy
-from rewardgap.policies.base import GenerationSettings, complete
+from rewardgap.policies.base import GenerationSettings, complete, own_text
 from rewardgap.policies.guided import guided
 from rewardgap.policies.in_context import Demonstrations, in_context, with_demonstrations
 from rewardgap.policies.zero_shot import zero_shot
@@ -221,6 +221,25 @@ def test_the_order_of_the_support_set_changes_no_retrieved_prompt(order: list[in
     expected = [texts[i] for i in Bm25().order(query, texts)]
     shuffled = [texts[i] for i in order]
     assert [shuffled[i] for i in Bm25().order(query, shuffled)] == expected
+
+
+def test_retrieval_compares_texts_without_the_instruction_they_share() -> None:
+    template = "Summarize this change, please: {prompt_source}"
+    assert own_text("Summarize this change, please: fix x", template) == "fix x"
+    assert own_text("something else", template) == "something else"
+    assert own_text("A {prompt_source", "A {prompt_source} B") == "A {prompt_source"
+    pairs = [
+        PreferencePair(
+            user_id="u", example_id=str(n), prompt=template.replace("{prompt_source}", text), chosen="c", rejected="r"
+        )
+        for n, text in enumerate(["river stone", "zebra", "winter music light garden paper candle river"])
+    ]
+    policy = in_context(
+        text_backbone("llama"), pairs, retriever="bm25", settings=GenerationSettings(prompt_template=template)
+    )
+    query = template.replace("{prompt_source}", "quite unrelated")
+    # No word is shared once the instruction is gone: the most recent come first.
+    assert policy.select(query, policy.state) == [2, 1, 0]
 
 
 def test_without_a_shared_word_the_most_recent_come_first() -> None:

@@ -284,9 +284,9 @@ def _has_references(bench: Workbench) -> bool:
 
 def _refuse_strangers(root: Path) -> None:
     """Refuse a folder that holds something else than a study; what a killed write left does not count."""
-    if root.is_dir() and not (root / "study.yaml").exists():
-        if any(not child.name.startswith(".") for child in root.iterdir()):
-            raise ConfigError(f"folder '{root}' is not empty and holds no study. Choose another folder with --output.")
+    found = list(root.iterdir()) if root.is_dir() else []
+    if any(not child.name.startswith(".") for child in found) and not (root / "study.yaml").exists():
+        raise ConfigError(f"folder '{root}' is not empty and holds no study. Choose another folder with --output.")
     root.mkdir(parents=True, exist_ok=True)
 
 
@@ -299,7 +299,7 @@ def _claim(study: StudySpec, root: Path) -> None:
         differs = next((part for part in ("name", "data", "policy") if held.get(part) != own[part]), None)
         if differs is not None:
             raise ConfigError(
-                f"folder '{root}' holds the results of study '{held['name']}', not of '{study.name}' with this {differs}. "
+                f"folder '{root}' holds the results of study '{held['name']}', not of this one (another {differs}). "
                 "Choose another folder with --output."
             )
     write_text(path, text)

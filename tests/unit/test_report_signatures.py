@@ -37,7 +37,7 @@ def test_own_judge_above_95_with_text_like_zero_shot() -> None:
     assert len(found) == 2
     assert "99.0 [98.0, 100.0]" in found[1]
     assert "the intervals overlap; the interval of the difference is not known" in found[1]
-    assert "independent judge global_bt gives 53.2 [47.1, 59.3]" in found[1]
+    assert "Another reward model, global_bt, gives 53.2 [47.1, 59.3]" in found[1]
     writes = {"m": (0.7, 0.6, {1.0: (0.6, 0.40, 0.99, 0.9, 1.0)})}
     assert not matching(of(writes), "pleases its own judge")
 
@@ -109,7 +109,7 @@ def test_without_references_the_independent_win_rate_decides() -> None:
     assert board.criterion is WIN_CROSS
     said = answer(results, board)
     assert said.headline.startswith("Deploy icl_rag 4")
-    assert said.sentences[0].startswith("No text of the users to compare with; by independent judge")
+    assert said.sentences[0].startswith("No text of the users to compare with; by another judge")
     line = board.baseline
     assert line is not None
     assert board.cell(line, ROUGE_1).note == "no behaviour in this dataset: it needs texts that users wrote"

@@ -138,7 +138,7 @@ class Board:
 
     @property
     def criterion(self) -> Column | None:
-        """Return what deployments are ordered by: ROUGE-1; without references the independent win rate."""
+        """Return what deployments are ordered by: ROUGE-1; without references the win rate under another judge."""
         for column in (ROUGE_1, WIN_CROSS, POLICY_ACCURACY):
             if any(self.cell(line, column).value is not None for line in self.lines):
                 return column

@@ -63,7 +63,7 @@ def forest(board: Board, limit: int = 14) -> DotPlot | None:
 
 
 def judges(board: Board) -> DotPlot | None:
-    """Return win rates over zero-shot: under the guide itself (a ring) and under independent judges (dots)."""
+    """Return win rates over zero-shot: under the guide itself (a ring) and under other reward models (dots)."""
     rows = []
     for line in board.ordered():
         own = [cell for cell in line.cells(WIN_SELF) if cell.value is not None]

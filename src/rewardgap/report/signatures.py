@@ -75,7 +75,7 @@ def _pleases_itself(board: Board) -> list[str]:
         if own.value is None or own.value <= OWN_JUDGE_HIGH or text.value is None or verdict == "above":
             continue
         other = board.cell(line, WIN_CROSS)
-        independent = f" The independent judge {other.judge} gives {other.full}." if other.value is not None else ""
+        independent = f" Another reward model, {other.judge}, gives {other.full}." if other.value is not None else ""
         sentences.append(
             f"{line.label} pleases its own judge only: its win rate over zero-shot is {own.full} under the reward "
             f"model that guides it (circular), but its ROUGE-1 is {text.full} where zero-shot has {zero.full} "

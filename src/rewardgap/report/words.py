@@ -36,7 +36,7 @@ WIN_SELF = Column(
     "self", "Win rate over zero-shot, and cost", "Own judge (circular)", "self, circular", "win_rate", "win_self",
     ranked=False,
 )  # fmt: skip
-WIN_CROSS = Column("cross", WIN_SELF.group, "Independent judge", "cross", "win_rate", "win_cross")
+WIN_CROSS = Column("cross", WIN_SELF.group, "Another judge", "cross", "win_rate", "win_cross")
 SECONDS = Column(
     "seconds", WIN_SELF.group, "Seconds per completion", "s / compl.", "cost", "seconds_per_completion", "seconds",
     ranked=False,
@@ -102,7 +102,8 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ("Win rate, own judge (circular)", "Share of prompts where the reward model that guided prefers its own text to "
      "the zero-shot text. Guidance maximises exactly this, so a high number says that guidance works as built, not "
      "that the text is better."),
-    ("Win rate, independent judge", "The same, judged by another reward model. Where several judged, tables show the "
+    ("Win rate, another judge", "The same, judged by another reward model of the study: not the one that steered, but "
+     "fitted on the same users' data. Where several judged, tables show the "
      "lowest. One half means no preference."),
     ("Interval", "95 % interval from a bootstrap over users, in brackets. Two numbers are called distinguishable here "
      "when their intervals do not overlap. This is a cautious rule: intervals can overlap although a paired test would "
@@ -123,7 +124,7 @@ _STAGE_WORDS = {
     "rougeL": "ROUGE-L",
     "bertscore_f1": "BERTScore-F1",
     "win_self": "win rate (own judge, circular)",
-    "win_cross": "win rate (independent judge)",
+    "win_cross": "win rate (another judge)",
 }
 
 

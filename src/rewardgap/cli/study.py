@@ -55,16 +55,17 @@ def report(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A results folder, for example runs/demo.")],
     as_json: JsonOption = False,
     markdown: Annotated[bool, typer.Option(help="Print the study as a Markdown page.")] = False,
-    without_texts: Annotated[
-        bool, typer.Option(help="Leave prompts, references and generations out of what is printed, for publishing.")
-    ] = False,
+    publish: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Write PATH.json and PATH.md without prompts, references and generations."),
+    ] = None,
 ) -> None:
     """Write report.html and results.csv of a finished study again, and print the leaderboard; loads no model."""
     with reported(as_json):
         results = _read(run_folder / "results.json")
         _write(results, run_folder)
-        if without_texts:
-            results = replace(results, samples=[], environment=results.environment | {"first_prompts": {}})
+        if publish is not None:
+            _publish(results, publish)
         _show(results, run_folder, as_json, markdown)
 
 
@@ -171,6 +172,16 @@ def _write(results: StudyResults, folder: Path) -> None:
     write_json(folder / "results.json", value)
     tables.write_csv(results, folder / "results.csv")
     page.write(results, folder / "report.html")
+
+
+def _publish(results: StudyResults, path: Path) -> None:
+    """Write what may be shown to anybody: numbers and settings, no text of a user or a policy."""
+    from rewardgap.core.store import write_json, write_text
+    from rewardgap.report.markdown import study_markdown
+
+    bare = replace(results, samples=[], environment=results.environment | {"first_prompts": {}})
+    write_json(path.with_suffix(".json"), bare.to_json())
+    write_text(path.with_suffix(".md"), study_markdown(bare).strip() + "\n")
 
 
 def _show(results: StudyResults, folder: Path, as_json: bool, markdown: bool) -> None:

@@ -174,7 +174,9 @@ def make_plan(bench: Workbench) -> Plan:
             plan.shuffled.append((spec, Cell("shuffled", key, f"shuffled labels, {_title(spec)}", needs)))
     if study.controls.synthetic_text:
         frozen = [spec.model_dump() for spec in study.reward_models if spec.fit_mode == "frozen"]
-        plan.synthetic = Cell("synthetic_text", {"seed": study.seed, "rewards": frozen}, "control: synthetic_text")
+        world = {"users": controls.USERS, "rows": controls.ROWS, "split": controls.SPLIT}
+        key = {"seed": study.seed, "rewards": frozen, **world}
+        plan.synthetic = Cell("synthetic_text", key, "control: synthetic_text")
     return plan
 
 

@@ -112,12 +112,12 @@ def _execute(
         folder = output or Path("runs") / study.name
         command = " ".join([command, *(f"--set {_shown_setting(setting)}" for setting in overrides or [])])
         from rewardgap.studies.aggregate import aggregate
-        from rewardgap.studies.environment import choose_threads
+        from rewardgap.studies.environment import choose_threads, threads_of
         from rewardgap.studies.progress import Terminal
         from rewardgap.studies.run import run_study
 
         progress = Terminal()
-        used = choose_threads(threads)
+        used = choose_threads(threads if threads is not None else threads_of(folder))
         if dry_run:
             _dry_run(study, folder, as_json)
             return

@@ -6,9 +6,13 @@ import importlib.metadata
 import os
 import platform
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rewardgap
+from rewardgap.core.store import read_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PACKAGES = ("torch", "transformers", "tokenizers", "peft", "numpy", "scipy", "safetensors", "rouge-score-rs", "bm25s")
 PROBE_REPEATS = 5
@@ -26,6 +30,16 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         **{name: _version(name) for name in PACKAGES},
     }
+
+
+def threads_of(root: Path) -> int | None:
+    """Return the threads that a results folder was begun with, None for a new one.
+
+    Another number of threads adds in another order, and a draw or a near-tie may fall otherwise: a resumed run keeps it.
+    """
+    path = root / "env.json"
+    known = read_json(path).get("threads") if path.exists() else None
+    return known if isinstance(known, int) else None
 
 
 def choose_threads(threads: int | None = None) -> int:

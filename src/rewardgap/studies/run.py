@@ -197,6 +197,8 @@ def run_study(study: StudySpec, root: Path, progress: Progress) -> Finished:
         _claim(study, root)
         bench = Workbench(study, root, progress)
         bench.split.save(root / "splits" / f"{split_hash(bench.split)}.json")
+        if not (root / "env.json").exists():
+            write_json(root / "env.json", environment())
         plan = make_plan(bench)
         runner = _Runner(bench)
         if plan.pairing is not None:
@@ -226,7 +228,7 @@ def run_study(study: StudySpec, root: Path, progress: Progress) -> Finished:
             runner.run(cell, controls.run_shuffled, spec, study.controls.shuffled_labels)
         if plan.synthetic is not None:
             runner.run(plan.synthetic, controls.run_synthetic_text)
-        if runner.computed or not (root / "env.json").exists():
+        if runner.computed:
             write_json(root / "env.json", environment())
         return Finished(bench, plan, runner.failures, runner.computed)
 

@@ -19,6 +19,7 @@ from rewardgap.core.errors import ConfigError
 from rewardgap.core.results import KEY_COLUMNS, StudyResults
 from rewardgap.studies.aggregate import aggregate
 from rewardgap.studies.cells import Cell, CellFolder, from_parquet, to_parquet
+from rewardgap.studies.environment import threads_of
 from rewardgap.studies.progress import Silent
 from rewardgap.studies.run import run_study
 from rewardgap.studies.spec import parse_study
@@ -302,3 +303,12 @@ def test_a_cell_is_what_it_depends_on(tmp_path: Path) -> None:
     assert folder.done
     (folder.path / "records.parquet").unlink()
     assert not folder.done
+
+
+def test_a_resumed_run_keeps_the_threads_it_was_begun_with(tmp_path: Path) -> None:
+    """Sums in another order are other numbers in the last digits, and a draw may then fall otherwise."""
+    assert threads_of(tmp_path) is None
+    (tmp_path / "env.json").write_text('{"threads": 3}')
+    assert threads_of(tmp_path) == 3
+    (tmp_path / "env.json").write_text('{"threads": null}')
+    assert threads_of(tmp_path) is None

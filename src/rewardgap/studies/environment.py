@@ -35,7 +35,7 @@ def environment() -> dict[str, Any]:
 def threads_of(root: Path) -> int | None:
     """Return the threads that a results folder was begun with, None for a new one.
 
-    Another number of threads adds in another order, and a draw or a near-tie may fall otherwise: a resumed run keeps it.
+    Another number of threads adds in another order, and a draw or near-tie may fall otherwise: a resumed run keeps it.
     """
     path = root / "env.json"
     known = read_json(path).get("threads") if path.exists() else None

@@ -15,6 +15,7 @@ import yaml
 from command import call, ok, refused
 
 from rewardgap.core.results import KEY_COLUMNS, STAGES, StudyResults
+from rewardgap.studies import stages
 from standins import save_hub_folder, tiny_model, tiny_tokenizer
 
 DEPLOYMENTS = [
@@ -153,20 +154,31 @@ def test_a_setting_with_a_path_is_shown_by_its_last_part(tiny_folder: Path, tmp_
     assert yaml.safe_load((out / "study.yaml").read_text(encoding="utf-8"))["policy"] == tiny_folder.name
 
 
-def test_a_cell_that_fails_leaves_the_others(tiny_folder: Path, tmp_path: Path) -> None:
-    """Demonstrations of zero-shot are refused in its cell; everything else is computed and the exit code says so."""
-    deployments = [{"policy": "zero_shot"}, {"policy": "zero_shot", "num_demonstrations": 2}]
+def test_a_cell_that_fails_leaves_the_others(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One metric breaks; everything else is computed and kept, and the exit code says so."""
+    whole = stages.run_behaviour
+
+    def breaks(bench: Any, cell: Any, written: Any, name: str) -> None:
+        if name == "rougeL":
+            raise OSError(f"no space left under {tmp_path}/somewhere/file")
+        whole(bench, cell, written, name)
+
+    monkeypatch.setattr(stages, "run_behaviour", breaks)
     controls = {"shuffled_labels": 0, "synthetic_text": False}
-    study = study_of("synthetic-words", deployments=deployments, reward_models=[], controls=controls)
+    study = study_of("synthetic-words", deployments=[{"policy": "zero_shot"}], reward_models=[], controls=controls)
+    study["metrics"] = ["rouge1", "rougeL"]
     path, out = write_study(tmp_path, study), tmp_path / "out"
     sentence = refused(5, "run", path, "--output", out, "--threads", 1)
-    assert "num_demonstrations" in sentence
+    assert "no space left" in sentence
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    assert results["failures"]
-    assert {row["method"] for row in results["rows"]} == {"zero_shot"}
+    assert [failure["title"] for failure in results["failures"]] == ["rougeL of zero_shot"]
+    assert {row["metric"] for row in results["rows"]} >= {"rouge1", "rgd_topk"}
+    assert str(tmp_path) not in json.dumps(results["failures"])
     trace = next(out.glob("cells/*/error.txt")).read_text(encoding="utf-8")
-    assert 'File "zero_shot.py"' in trace
-    assert str(Path(__file__).parents[2]) not in trace
+    assert 'File "test_cli_study.py"' in trace
+    assert str(tmp_path) not in trace
 
 
 def test_an_interrupt_leaves_130(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

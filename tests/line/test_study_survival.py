@@ -222,7 +222,7 @@ def test_a_folder_of_another_study_is_left_alone(material: Path, tmp_path: Path)
     study = parse_study(tiny_study(material))
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "study.yaml").write_text("name: other\n")
-    with pytest.raises(ConfigError, match="'other', not of this one \\(another name\\)"):
+    with pytest.raises(ConfigError, match="'other', not of 'tiny'"):
         run_study(study, tmp_path / "x", Silent())
     (tmp_path / "y").mkdir()
     (tmp_path / "y" / "thesis.txt").write_text("mine")
@@ -241,7 +241,7 @@ def test_the_same_name_on_other_data_is_another_study(
         "name": "authored",
         "options": {"path": str(tmp_path / "others.jsonl"), "prompt_template": "{prompt_source}"},
     }
-    with pytest.raises(ConfigError, match="another data"):
+    with pytest.raises(ConfigError, match="on another data"):
         finish(material, tmp_path / "tiny", data=changed)
 
 

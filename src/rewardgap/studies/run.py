@@ -300,10 +300,13 @@ def _claim(study: StudySpec, root: Path) -> None:
     text = study_yaml(study)
     if path.exists():
         held, own = _held(path), yaml.safe_load(text)
-        differs = next((part for part in ("name", "data", "policy") if held.get(part) != own[part]), None)
+        # A start that failed before its first cell holds nothing that other data or another policy could mix with.
+        parts = ("name", "data", "policy") if any(root.glob("cells/*/DONE")) else ("name",)
+        differs = next((part for part in parts if held.get(part) != own[part]), None)
         if differs is not None:
+            other = f"not of '{study.name}'" if differs == "name" else f"on another {differs}"
             raise ConfigError(
-                f"folder '{root}' holds the results of study '{held['name']}', not of this one (another {differs}). "
+                f"folder '{root}' holds the results of study '{held['name']}', {other}. "
                 "Choose another folder with --output."
             )
     write_text(path, text)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CODE_VERSION = 1
-"""Part of every cell's identity; raise it when the numbers of a cell change."""
+"""Part of every cell's identity; raise it when code or a default changes the numbers of a cell."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class CellFolder:
 
     @property
     def done(self) -> bool:
-        """Return whether the cell is finished: DONE is there, and names the records that are there."""
+        """Return whether the cell is finished: DONE and the records are there."""
         marker = self.path / "DONE"
         return marker.exists() and (self.path / "records.parquet").exists()
 

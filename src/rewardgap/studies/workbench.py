@@ -84,7 +84,7 @@ class StudyPairs:
 
 
 class Workbench:
-    """Shared state of one run; nothing in it decides a number that is not in a cell's key.
+    """Shared state of one run.
 
     Args:
         study: what to run.

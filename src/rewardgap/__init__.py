@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rewardgap.policies.in_context import in_context
     from rewardgap.policies.zero_shot import zero_shot
     from rewardgap.rewards import heads
-    from rewardgap.rewards.model import load_reward_model, reward_model
+    from rewardgap.rewards.build import load_reward_model, reward_model
 
 _HOMES = {
     "guided": ("rewardgap.policies.guided", "guided"),
@@ -35,8 +35,8 @@ _HOMES = {
     "in_context": ("rewardgap.policies.in_context", "in_context"),
     "load_dataset": ("rewardgap.data.catalog", "load_dataset"),
     "load_policy": ("rewardgap.backbones.load", "load_backbone"),
-    "load_reward_model": ("rewardgap.rewards.model", "load_reward_model"),
-    "reward_model": ("rewardgap.rewards.model", "reward_model"),
+    "load_reward_model": ("rewardgap.rewards.build", "load_reward_model"),
+    "reward_model": ("rewardgap.rewards.build", "reward_model"),
     "split_users": ("rewardgap.api", "split_users"),
     "stats": ("rewardgap.stats", None),
     "zero_shot": ("rewardgap.policies.zero_shot", "zero_shot"),

@@ -17,11 +17,13 @@ from rewardgap.core.records import Message
 from standins import ARCHITECTURES, text_backbone, without_packing
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from rewardgap.backbones.hf import Backbone
+    from rewardgap.backbones.trie import Block
 
 PROMPTS = [
     "Name a colour.",
@@ -188,6 +190,37 @@ def test_shards_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monke
     counting = Counting()
     FeatureCache(tmp_path).encode(backbone, items, progress=counting)
     assert counting.total == 9 - 4
+
+
+def test_a_resumed_encoding_ends_with_the_bits_of_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half the shards of a killed run are gone: what is missing is encoded in the company it would have had."""
+    monkeypatch.setattr(features, "NODES_PER_FORWARD", 64)
+    monkeypatch.setattr(features, "ITEMS_PER_SHARD", 5)
+    backbone = text_backbone("llama", dtype=torch.float32)
+    items = [Item(f"question {n % 7} of many", f"answer {n} " * (1 + n % 5)) for n in range(40)]
+    whole = FeatureCache(tmp_path / "whole").encode(backbone, items)
+    FeatureCache(tmp_path / "killed").encode(backbone, items)
+    shards = sorted((tmp_path / "killed").rglob("*.safetensors"))
+    assert len(shards) > 4
+    for shard in shards[::2]:
+        shard.unlink()
+    companies: list[tuple[int, ...]] = []
+    real = features.tree_states
+
+    def counted(model: Backbone, blocks: Sequence[Block]) -> torch.Tensor:
+        companies.append(tuple(len(block.tokens) for block in blocks))
+        return real(model, blocks)
+
+    monkeypatch.setattr(features, "tree_states", counted)
+    resumed = FeatureCache(tmp_path / "killed").encode(backbone, items)
+    np.testing.assert_array_equal(resumed, whole)
+    again = list(companies)
+    companies.clear()
+    FeatureCache(tmp_path / "fresh").encode(backbone, items)
+    assert 0 < len(again) < len(companies)
+    assert set(again) <= set(companies)
 
 
 def test_no_texts_give_no_rows(tmp_path: Path) -> None:

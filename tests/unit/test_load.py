@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from rewardgap.backbones.hf import mask_form
-from rewardgap.backbones.load import load_backbone, weights_hash
+from rewardgap.backbones.load import load_backbone, sampling_stride, weights_hash
 from rewardgap.core.errors import ConfigError, ModelError
 from standins import ARCHITECTURES, save_hub_folder, tiny_model, tiny_tokenizer
 
@@ -79,6 +81,15 @@ def test_the_fingerprint_meets_every_column() -> None:
     with torch.no_grad():
         model.model.embed_tokens.weight[:, 1:] += 1
     assert weights_hash(model) != before
+
+
+@given(rows=st.integers(1, 5000), columns=st.integers(1, 2000))
+def test_sampled_values_of_any_matrix_meet_every_column(rows: int, columns: int) -> None:
+    size = rows * columns
+    step = sampling_stride(size, columns)
+    met = {place % columns for place in range(0, size, step)}
+    assert len(met) == min(columns, -(-size // step))
+    assert len(met) >= min(columns, 2000, size)
 
 
 def test_the_fingerprint_sees_settings_template_and_vocabulary(tmp_path: Path) -> None:

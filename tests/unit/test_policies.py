@@ -20,7 +20,8 @@ from rewardgap.policies.guided import guided
 from rewardgap.policies.in_context import Demonstrations, in_context, with_demonstrations
 from rewardgap.policies.zero_shot import zero_shot
 from rewardgap.retrieval.bm25 import Bm25
-from rewardgap.rewards.model import RewardModel, reward_model
+from rewardgap.rewards.build import reward_model
+from rewardgap.rewards.model import RewardModel
 from standins import text_backbone, tiny_backbone
 
 WORDS = ["river", "stone", "light", "garden", "paper", "winter", "music", "candle"]

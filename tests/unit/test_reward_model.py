@@ -13,9 +13,10 @@ from rewardgap.backbones.load import load_backbone
 from rewardgap.backbones.lora import LoraSettings, adapter_parameters
 from rewardgap.core.errors import ConfigError, DataError, ModelError, UnknownNameError
 from rewardgap.core.records import PreferencePair
+from rewardgap.rewards.build import load_reward_model, reward_model
 from rewardgap.rewards.catalog import REWARD_MODELS
 from rewardgap.rewards.guide import BackboneGuide, PolicyStateGuide
-from rewardgap.rewards.model import RewardModel, load_reward_model, reward_model
+from rewardgap.rewards.model import RewardModel
 from standins import save_hub_folder, text_backbone, tiny_model, tiny_tokenizer
 
 if TYPE_CHECKING:

@@ -80,9 +80,9 @@ class FeatureCache:
         """
         keys = [_key(item, limit) for item in items]
         known = self._load(backbone)
-        missing = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
-        if missing:
-            self._compute(backbone, missing, limit, progress)
+        asked = dict(zip(keys, items, strict=True))
+        if any(key not in known for key in asked):
+            self._compute(backbone, asked, limit, progress)
         if not keys:
             return np.zeros((0, backbone.width), np.float32)
         return np.stack([known[key] for key in keys])
@@ -90,23 +90,30 @@ class FeatureCache:
     def _compute(
         self,
         backbone: Backbone,
-        missing: dict[str, Item],
+        asked: dict[str, Item],
         limit: PromptLimit,
         progress: Callable[[int, int], None] | None,
     ) -> None:
         known = self._rows[backbone.fingerprint]
         fresh: dict[str, NDArray[np.float32]] = {}
+        missing = sum(key not in known for key in asked)
         done = 0
-        for batch in _batches(backbone, missing, limit):
+        # Batches are cut from all texts asked for, never from what happens to be missing: the last bits of a state
+        # depend on its neighbours, and a killed run that is resumed must find the bits of an uninterrupted one.
+        for batch in _batches(backbone, asked, limit):
+            wanted = [key for tree in batch for key in tree.ends if key not in known]
+            if not wanted:
+                continue
             blocks = [tree.block for tree in batch]
             with torch.no_grad():
                 states = tree_states(backbone, blocks)
             for row, tree in enumerate(batch):
                 for key, node in tree.ends.items():
-                    fresh[key] = states[row, node].float().cpu().numpy()
-            done += sum(len(tree.ends) for tree in batch)
+                    if key not in known:
+                        fresh[key] = states[row, node].float().cpu().numpy()
+            done += len(wanted)
             if progress is not None:
-                progress(done, len(missing))
+                progress(done, missing)
             if len(fresh) >= ITEMS_PER_SHARD:
                 self._save(backbone, fresh)
                 known.update(fresh)
@@ -159,14 +166,14 @@ def _key(item: Item, limit: PromptLimit) -> str:
     )
 
 
-def _batches(backbone: Backbone, missing: dict[str, Item], limit: PromptLimit) -> Iterable[list[_Tree]]:
+def _batches(backbone: Backbone, asked: dict[str, Item], limit: PromptLimit) -> Iterable[list[_Tree]]:
     """Group texts by prompt into trees, longest first, so that a batch pads little."""
     by_prompt: dict[Prompt, list[str]] = {}
-    for key, item in missing.items():
+    for key, item in asked.items():
         by_prompt.setdefault(item.prompt, []).append(key)
     trees: list[_Tree] = []
     for prompt, keys in by_prompt.items():
-        ids, tails = encode_texts(backbone, prompt, [missing[key].completion for key in keys], limit)
+        ids, tails = encode_texts(backbone, prompt, [asked[key].completion for key in keys], limit)
         trees += _trees(ids, keys, tails)
     trees.sort(key=lambda tree: -len(tree.block.tokens))
     batch: list[_Tree] = []

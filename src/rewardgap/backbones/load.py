@@ -12,6 +12,7 @@ import importlib.metadata
 import importlib.util
 import io
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -89,19 +90,27 @@ def load_backbone(
 def weights_hash(model: Any) -> str:
     """Return a hash of a model's weights, shapes and settings.
 
-    Every tensor's name and shape goes in, and of its values about 4,096 at a fixed odd stride, which meets every
-    column: two checkpoints of one architecture differ in nearly all values, and hashing gigabytes at each start would
-    cost more than it tells.
+    Every tensor's name and shape goes in, and of its values about 4,096 at a stride that shares no factor with the row
+    length, which meets every column: two checkpoints of one architecture differ in nearly all values, and hashing
+    gigabytes at each start would cost more than it tells.
     """
     facts = json.loads(model.config.get_text_config().to_json_string())
     settings = {key: value for key, value in facts.items() if key not in _NO_SETTINGS}
     digest = hashlib.sha256(f"{type(model).__name__}{content_hash(settings)}".encode())
     for key, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().reshape(-1)
-        step = flat.numel() // 4096 | 1
+        step = sampling_stride(flat.numel(), tensor.shape[-1] if tensor.ndim else 1)
         digest.update(f"{key}{tuple(tensor.shape)}".encode())
         digest.update(flat[::step].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def sampling_stride(size: int, columns: int) -> int:
+    """Return the stride at which about 4,096 of `size` values are read, sharing no factor with the row length."""
+    step = max(1, size // 4096)
+    while math.gcd(step, columns) > 1:
+        step += 1
+    return step
 
 
 def quiet_transformers() -> None:

@@ -67,7 +67,7 @@ def fit(
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise ConfigError(f"'{output}' is there already and not empty; choose another --output.")
         pairs = _pairs(data, data_options)
-        from rewardgap.rewards.model import reward_model
+        from rewardgap.rewards.build import reward_model
         from rewardgap.studies.environment import choose_threads
         from rewardgap.studies.progress import Terminal
         from rewardgap.studies.single import open_backbone

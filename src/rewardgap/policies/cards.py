@@ -16,7 +16,7 @@ class PolicyCard:
     """A deployment as the catalogue lists it.
 
     `build(backbone, settings, traces, num_demonstrations, retriever)` makes it; the last two are None where the study
-    does not give them, and `options` says what they mean.
+    does not give them, and `options` says what they mean. `baseline` marks the one that win rates are over.
     """
 
     name: str
@@ -28,4 +28,5 @@ class PolicyCard:
     deviations: tuple[str, ...] = ()
     family: str = "policy"
     personal: bool = False
+    baseline: bool = False
     options: Mapping[str, str] = field(default_factory=dict)

@@ -52,4 +52,5 @@ CARD = PolicyCard(
     equation="y ~ π(y | x)",
     paper="",
     build=_build,
+    baseline=True,
 )

@@ -11,12 +11,11 @@ import torch
 
 from rewardgap.backbones.chat import check_vocabulary
 from rewardgap.backbones.features import FeatureCache, Item, PromptLimit
-from rewardgap.backbones.lora import LoraSettings, adapter_tensors, attach_lora, load_adapter, stamp
+from rewardgap.backbones.lora import LoraSettings, adapter_tensors, attach_lora, stamp
 from rewardgap.backbones.session import TrieSession
 from rewardgap.backbones.traces import TraceCache, node_room, node_states
-from rewardgap.core.errors import ConfigError, DataError, ModelError
-from rewardgap.core.store import content_hash, read_json, write_bytes, write_json
-from rewardgap.rewards.catalog import REWARD_MODELS, build_head
+from rewardgap.core.errors import ConfigError, DataError
+from rewardgap.core.store import content_hash, write_bytes, write_json
 from rewardgap.rewards.fitting import check_count, check_positive
 from rewardgap.rewards.guide import BackboneGuide, NodeRewards, PolicyStateGuide, close_ends
 
@@ -284,6 +283,10 @@ class RewardModel:
         features = self.features.encode(self.backbone, chosen + rejected, self.limit, progress)
         return features[: len(pairs)], features[len(pairs) :]
 
+    def warm(self, pairs: Sequence[PreferencePair], progress: Callable[[int, int], None] | None = None) -> None:
+        """Encode the texts of pairs ahead of time; what asks for them later finds them."""
+        self.pair_features(pairs, progress)
+
     def save(self, folder: str | Path) -> None:
         """Write the model: `model.json` (settings), `head.safetensors`, and `adapter.safetensors` if there is one."""
         from safetensors.torch import save
@@ -327,113 +330,3 @@ class RewardModel:
 def vars_of(limit: PromptLimit) -> list[Any]:
     """Return a limit as a JSON value."""
     return [limit.max_tokens, limit.on_long]
-
-
-def reward_model(
-    method: str,
-    backbone: Backbone | str,
-    *,
-    fit_mode: FitMode = "frozen",
-    max_prompt_tokens: int | None = None,
-    on_long: Literal["error", "truncate_prompt"] = "error",
-    features: FeatureCache | None = None,
-    lora: LoraSettings | None = None,
-    **options: Any,
-) -> RewardModel:
-    """Build a reward model that is not fitted yet.
-
-    Args:
-        method: name in the catalogue, for example "lore".
-        backbone: a loaded backbone, or its name.
-        fit_mode: "frozen" or "lora".
-        max_prompt_tokens: longer prompts are an error, or cut (see `on_long`).
-        on_long: "error" or "truncate_prompt".
-        features: cache of features; the shared one unless given.
-        lora: the adapter's shape.
-        options: the method's own settings, for example rank=4.
-
-    Raises:
-        UnknownNameError: if there is no such method; the nearest name is given.
-    """
-    REWARD_MODELS[method]
-    if isinstance(backbone, str):
-        from rewardgap.backbones.load import load_backbone
-
-        backbone = load_backbone(backbone)
-    return RewardModel(
-        method,
-        build_head(method, **options),
-        backbone,
-        fit_mode,
-        PromptLimit(max_prompt_tokens, on_long),
-        features if features is not None else FeatureCache(),
-        lora or LoraSettings(),
-    )
-
-
-def load_reward_model(folder: str | Path, backbone: Backbone | None = None) -> RewardModel:
-    """Read what `RewardModel.save` wrote.
-
-    Args:
-        folder: the model's folder.
-        backbone: the base backbone; loaded by its recorded name unless given.
-
-    Raises:
-        ModelError: if the folder holds no reward model, or the backbone is not the one it was fitted on.
-    """
-    folder = Path(folder)
-    facts = read_facts(folder)
-    if backbone is None:
-        from rewardgap.backbones.load import load_backbone
-
-        backbone = load_backbone(facts["backbone"])
-    if backbone.fingerprint != facts["backbone_fingerprint"]:
-        raise ModelError(
-            f"reward model '{folder}' was fitted on {facts['backbone']} ({facts['backbone_fingerprint']}), the "
-            f"backbone given is {backbone.name} ({backbone.fingerprint}). Give the same weights, template and dtype."
-        )
-    model = reward_model(
-        facts["method"],
-        backbone,
-        fit_mode=facts["fit_mode"],
-        max_prompt_tokens=facts["max_prompt_tokens"],
-        on_long=facts["on_long"],
-        lora=LoraSettings(**facts["lora"]) if facts["lora"] else None,
-        **facts["config"],
-    )
-    model.head.load_state_dict(_read_tensors(folder / "head.safetensors"))
-    if facts["fit_mode"] == "lora":
-        adapted = attach_lora(backbone, model.lora, 0)
-        load_adapter(adapted.model, _read_tensors(folder / "adapter.safetensors"))
-        stamp(adapted, backbone, model.lora)
-        model.adapted = adapted
-    return model
-
-
-def read_facts(folder: Path) -> dict[str, Any]:
-    """Return what `RewardModel.save` wrote into `model.json`.
-
-    Raises:
-        ModelError: if it is missing, damaged, or of another format.
-    """
-    path = folder / "model.json"
-    if not path.exists():
-        raise ModelError(f"no reward model in '{folder}': model.json is missing.")
-    try:
-        facts = read_json(path)
-    except ValueError as error:
-        raise ModelError(f"'{path}' is damaged ({error}); fit and save the model again.") from error
-    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
-        raise ModelError(f"'{path}' is not a reward model of format {FORMAT}; fit and save the model again.")
-    return facts
-
-
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors: dict[str, torch.Tensor] = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"'{path}' is missing or damaged ({error}); fit and save the model again.") from error
-    return tensors

@@ -215,7 +215,7 @@ def _deployment_rows(tables: Tables, deployment: Deployment, cell: Cell) -> list
 
 def _win_rows(tables: Tables, deployment: Deployment, cell: Cell, template: ResultRow) -> list[ResultRow]:
     """Return win rates over zero-shot, one a judge; a guide that judges itself is named so."""
-    plain = [c for d, c, _ in tables.plan.written if d.reward_model is None and d.name == "zero_shot"]
+    plain = [c for d, c, _ in tables.plan.written if is_baseline(d)]
     if not plain or plain[0].id == cell.id:
         return []
     rows = []
@@ -232,6 +232,11 @@ def _win_rows(tables: Tables, deployment: Deployment, cell: Cell, template: Resu
         row = replace(template, metric=win_name(guide, judge), judge=judge)
         rows.append(tables.estimated(row, wins(a, b).tolist(), [record["user_id"] for record in records]))
     return rows
+
+
+def is_baseline(deployment: Deployment) -> bool:
+    """Say whether win rates are over this deployment."""
+    return deployment.kind == "policy" and POLICIES[deployment.name].baseline
 
 
 def deployed(row: ResultRow, tables: Tables, deployment: Deployment) -> ResultRow:
@@ -331,8 +336,7 @@ def _notes(tables: Tables) -> list[str]:
         notes.append(
             f"{missing} query prompts have no pair under the pairing rule; they count as missing, not as wrong."
         )
-    plain = any(d.reward_model is None and d.name == "zero_shot" for d, _, _ in tables.plan.written)
-    if not plain:
+    if not any(is_baseline(d) for d, _, _ in tables.plan.written):
         notes.append("No zero_shot deployment was run, so there is nothing that win rates could be over.")
     wanted = tables.study.split.support
     short = sum(len(rows) < wanted for rows in tables.bench.study_pairs().support.values())

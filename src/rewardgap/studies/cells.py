@@ -27,8 +27,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-CODE_VERSION = 1
-"""Part of every cell's identity; raise it when code or a default changes the numbers of a cell."""
+VERSIONS = {
+    "pairing": 2,
+    "reward_model": 2,
+    "deployment": 2,
+    "behaviour": 2,
+    "judgement": 2,
+    "shuffled": 2,
+    "synthetic_text": 2,
+    "synthetic_swap": 1,
+}
+"""Kind of cell to version of its code, a part of the cell's identity; raise it when code changes a cell's numbers."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ class Cell:
     @property
     def id(self) -> str:
         """Return the hash of everything the cell depends on."""
-        return content_hash([CODE_VERSION, self.kind, self.key, [cell.id for cell in self.needs]])
+        return content_hash([VERSIONS[self.kind], self.kind, self.key, [cell.id for cell in self.needs]])
 
 
 class CellFolder:

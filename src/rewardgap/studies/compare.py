@@ -164,8 +164,7 @@ def control_results(tables: Tables) -> list[ControlResult]:
     synthetic = tables.plan.synthetic
     if synthetic is not None and tables.done(synthetic):
         out.append(_oracle(tables, synthetic))
-        methods = [r["method"] for r in tables.part(synthetic, "own_state")]
-        out += [_synthetic_swap(tables, synthetic, method) for method in dict.fromkeys(methods)]
+    out += [_synthetic_swap(tables, cell, spec.name) for spec, cell in tables.plan.planted if tables.done(cell)]
     if tables.study.controls.swap:
         personal = [
             (spec, cell)
@@ -224,8 +223,7 @@ def _oracle(tables: Tables, cell: Cell) -> ControlResult:
 
 
 def _synthetic_swap(tables: Tables, cell: Cell, method: str) -> ControlResult:
-    own = [r for r in tables.part(cell, "own_state") if r["method"] == method]
-    other = [r for r in tables.part(cell, "other_state") if r["method"] == method]
+    own, other = tables.part(cell, "own_state"), tables.part(cell, "other_state")
     users = [r["user_id"] for r in own]
     values = [[r["value"] for r in rows] for rows in (own, other)]
     return _swap_result(tables, "synthetic_text", method, values[0], values[1], users, expected=True)

@@ -15,9 +15,9 @@ from rewardgap.metrics.rm_accuracy import pair_accuracy
 from rewardgap.policies.base import GenerationSettings
 from rewardgap.policies.guided import guided
 from rewardgap.policies.zero_shot import zero_shot
-from rewardgap.rewards.catalog import REWARD_MODELS, build_head
+from rewardgap.rewards.build import reward_model
+from rewardgap.rewards.catalog import build_head
 from rewardgap.rewards.known import KnownReward, KnownUser
-from rewardgap.rewards.model import reward_model
 
 if TYPE_CHECKING:
     from rewardgap.core.records import PreferencePair
@@ -72,23 +72,20 @@ def run_shuffled(bench: Workbench, cell: Cell, spec: RewardModelSpec, draws: int
 
 
 def run_synthetic_text(bench: Workbench, cell: Cell) -> None:
-    """On a dataset whose truth is known: oracle guidance against zero-shot, and own state against another user's."""
+    """Write with the true reward as a guide and without, where the truth is known, and record the utility of both."""
     folder = bench.folder(cell)
     folder.clear()
     folder.start()
-    seed = bench.study.seed
-    known = truth(seed, USERS)
-    data = load_synthetic_text(seed=seed, users=USERS, rows_per_user=ROWS)
-    split = split_pairs(data, seed=child_seed(seed, "synthetic_text"), **SPLIT)
+    known = truth(bench.study.seed, USERS)
+    _, queries = _planted(bench.study.seed)
     policy = load_backbone(SYNTHETIC_WORDS)
-    settings = GenerationSettings(max_new_tokens=known.max_length, min_new_tokens=1, seed=seed)
-    queries = [pair for user in split.adapt_users for pair in split.query(user)]
+    settings = GenerationSettings(max_new_tokens=known.max_length, min_new_tokens=1, seed=bench.study.seed)
     prompts = [pair.prompt for pair in queries]
     oracle = KnownReward(lambda user, prompt, text: known.utility(user, text))
     states = [KnownUser(pair.user_id) for pair in queries]
     steered = guided(policy, oracle, decoder=ArgsGreedy(1.0 / known.beta, policy.vocabulary), settings=settings)
     rows: list[dict[str, Any]] = []
-    with bench.progress.task(cell.title, 3) as task:
+    with bench.progress.task(cell.title, 2) as task:
         for number, (name, texts) in enumerate(
             (
                 ("zero_shot", zero_shot(policy, settings=settings).generate(prompts)),
@@ -98,44 +95,50 @@ def run_synthetic_text(bench: Workbench, cell: Cell) -> None:
             rows += [
                 {
                     "part": name,
-                    "method": None,
                     "user_id": pair.user_id,
                     "example_id": pair.example_id,
                     "value": known.utility(pair.user_id, text),
                 }
                 for pair, text in zip(queries, texts, strict=True)
             ]
-            task(number + 1, 3)
-        for spec in bench.study.reward_models:
-            if spec.fit_mode == "frozen" and REWARD_MODELS[spec.method].personal:
-                rows += _swap(bench, spec, policy, split, queries)
-        task(3, 3)
+            task(number + 1, 2)
     folder.append(rows)
     folder.finish()
 
 
-def _swap(
-    bench: Workbench, spec: RewardModelSpec, policy: Any, split: Any, queries: list[PreferencePair]
-) -> list[dict[str, Any]]:
-    model = reward_model(spec.method, policy, features=bench.features, **spec.options)
-    model.fit(split.train, seed=child_seed(bench.study.seed, "fit") % (1 << 31))
+def run_synthetic_swap(bench: Workbench, cell: Cell, spec: RewardModelSpec) -> None:
+    """Fit a method where users are known to differ; rank each user's pairs by the own state and by another user's."""
+    folder = bench.folder(cell)
+    folder.clear()
+    folder.start()
+    split, queries = _planted(bench.study.seed)
+    model = reward_model(spec.method, load_backbone(SYNTHETIC_WORDS), features=bench.features, **spec.options)
+    with bench.progress.task(cell.title, 1) as task:
+        model.fit(split.train, seed=child_seed(bench.study.seed, "fit") % (1 << 31), progress=task)
     users = sorted(split.adapt_users)
     states = dict(zip(users, model.adapt_all([split.support(user) for user in users]), strict=True))
     follower = dict(zip(users, users[1:] + users[:1], strict=True))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for part, owner in (("own_state", {user: user for user in users}), ("other_state", follower)):
         hits = pair_accuracy(model.margins(queries, [states[owner[pair.user_id]] for pair in queries]))
         rows += [
             {
                 "part": part,
-                "method": spec.name,
                 "user_id": pair.user_id,
                 "example_id": pair.example_id,
                 "value": float(hit),
             }
             for pair, hit in zip(queries, hits, strict=True)
         ]
-    return rows
+    folder.append(rows)
+    folder.finish()
+
+
+def _planted(seed: int) -> tuple[Any, list[PreferencePair]]:
+    """Return the split of the synthetic texts, and the query pairs of all adapt users."""
+    data = load_synthetic_text(seed=seed, users=USERS, rows_per_user=ROWS)
+    split = split_pairs(data, seed=child_seed(seed, "synthetic_text"), **SPLIT)
+    return split, [pair for user in split.adapt_users for pair in split.query(user)]
 
 
 def _flipped(chosen: Any, rejected: Any, coin: np.random.Generator) -> tuple[Any, Any]:

@@ -6,11 +6,12 @@ import fcntl
 import re
 import traceback
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from rewardgap.backbones.lora import LoraSettings
 from rewardgap.core.errors import CellsFailedError, ConfigError, RewardGapError
 from rewardgap.core.records import pair_to_json
 from rewardgap.core.store import write_json, write_text
@@ -18,7 +19,6 @@ from rewardgap.data.base import AuthoredDataset, PreferenceDataset
 from rewardgap.data.catalog import DATASETS
 from rewardgap.decoding.catalog import DECODERS
 from rewardgap.metrics.catalog import METRICS
-from rewardgap.policies.base import GenerationSettings
 from rewardgap.policies.catalog import POLICIES
 from rewardgap.retrieval.catalog import RETRIEVERS
 from rewardgap.rewards.catalog import REWARD_MODELS, build_head
@@ -47,7 +47,8 @@ class Plan:
         behaviour: (written cell, metric) -> cell.
         judgements: (written cell, index of the judge in `rewards`) -> cell.
         shuffled: (settings, cell) of each shuffled-label control.
-        synthetic: the control on synthetic text.
+        synthetic: the control on synthetic text: oracle guidance.
+        planted: (settings, cell) of each swap test on synthetic text.
     """
 
     pairing: Cell | None = None
@@ -57,6 +58,7 @@ class Plan:
     judgements: dict[tuple[str, int], Cell] = field(default_factory=dict)
     shuffled: list[tuple[RewardModelSpec, Cell]] = field(default_factory=list)
     synthetic: Cell | None = None
+    planted: list[tuple[RewardModelSpec, Cell]] = field(default_factory=list)
 
     def cells(self) -> list[Cell]:
         """Return every cell in an order that respects needs."""
@@ -70,6 +72,7 @@ class Plan:
             *self.judgements.values(),
             *(cell for _, cell in self.shuffled),
             *lasts,
+            *(cell for _, cell in self.planted),
         ]
 
 
@@ -133,26 +136,21 @@ def make_plan(bench: Workbench) -> Plan:
     for spec in study.reward_models:
         backbone = bench.reward_backbone(spec)
         limit = [bench.limit.max_tokens, bench.limit.on_long]
-        key = {
-            **common,
-            **spec.model_dump(exclude={"backbone", "label"}),
-            "backbone": backbone.fingerprint,
-            "limit": limit,
-        }
+        key = {**common, **reward_key(spec), "backbone": backbone.fingerprint, "limit": limit}
         plan.rewards.append((spec, Cell("reward_model", key, f"fit {_title(spec)}", needs)))
     fitted = {spec.model_dump_json(): cell for spec, cell in plan.rewards}
     for deployment in expand(study):
         model = deployment.reward_model
         reward = fitted[model.model_dump_json()] if model else None
+        retriever = retriever_of(deployment)
         key = {
             **common,
             **deployment.model_dump(exclude={"reward_model"}),
+            "retriever": retriever,
             "policy": bench.policy.fingerprint,
             "lengths": lengths,
+            "score_top_k": bench.settings.score_top_k,
         }
-        retriever = retriever_of(deployment)
-        if bench.settings.score_top_k != GenerationSettings.score_top_k:
-            key["score_top_k"] = bench.settings.score_top_k
         if retriever is not None and RETRIEVERS[retriever].compares:
             key["compared_without"] = bench.settings.prompt_template
         cell = Cell("deployment", key, deployment_title(deployment), (*needs, *((reward,) if reward else ())))
@@ -173,11 +171,25 @@ def make_plan(bench: Workbench) -> Plan:
             key = {**cell.key, "draws": draws}
             plan.shuffled.append((spec, Cell("shuffled", key, f"shuffled labels, {_title(spec)}", needs)))
     if study.controls.synthetic_text:
-        frozen = [spec.model_dump() for spec in study.reward_models if spec.fit_mode == "frozen"]
-        world = {"users": controls.USERS, "rows": controls.ROWS, "split": controls.SPLIT}
-        key = {"seed": study.seed, "rewards": frozen, **world}
-        plan.synthetic = Cell("synthetic_text", key, "control: synthetic_text")
+        key = {"seed": study.seed, "users": controls.USERS, "rows": controls.ROWS, "split": controls.SPLIT}
+        plan.synthetic = Cell("synthetic_text", key, "control: oracle guidance on synthetic_text")
+        for spec in study.reward_models:
+            if spec.fit_mode == "frozen" and bench.is_personal(spec.method):
+                title = f"control: swapped states on synthetic_text, {_title(spec)}"
+                plan.planted.append((spec, Cell("synthetic_swap", {**key, **reward_key(spec)}, title)))
     return plan
+
+
+def reward_key(spec: RewardModelSpec) -> dict[str, Any]:
+    """Return what decides a reward model beside its data and backbone, every default written out."""
+    key: dict[str, Any] = {
+        "method": spec.method,
+        "config": asdict(REWARD_MODELS[spec.method].config(**spec.options)),
+        "fit_mode": spec.fit_mode,
+    }
+    if spec.fit_mode == "lora":
+        key |= spec.model_dump(include={"epochs", "batch_size", "learning_rate"}) | {"lora": asdict(LoraSettings())}
+    return key
 
 
 def run_study(study: StudySpec, root: Path, progress: Progress) -> Finished:
@@ -228,6 +240,8 @@ def run_study(study: StudySpec, root: Path, progress: Progress) -> Finished:
             runner.run(cell, controls.run_shuffled, spec, study.controls.shuffled_labels)
         if plan.synthetic is not None:
             runner.run(plan.synthetic, controls.run_synthetic_text)
+        for spec, cell in plan.planted:
+            runner.run(cell, controls.run_synthetic_swap, spec)
         if runner.computed:
             write_json(root / "env.json", environment())
         return Finished(bench, plan, runner.failures, runner.computed)

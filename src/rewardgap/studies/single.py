@@ -14,8 +14,8 @@ from rewardgap.metrics.rm_accuracy import pair_accuracy
 from rewardgap.policies.guided import Guided
 from rewardgap.policies.in_context import InContext
 from rewardgap.policies.zero_shot import ZeroShot
+from rewardgap.rewards.build import load_reward_model, read_facts
 from rewardgap.rewards.catalog import REWARD_MODELS
-from rewardgap.rewards.model import load_reward_model, read_facts
 from rewardgap.stats.bootstrap import clustered_mean
 from rewardgap.studies.stages import number
 from rewardgap.studies.workbench import shown_name

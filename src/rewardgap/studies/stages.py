@@ -69,8 +69,7 @@ def run_reward_model(bench: Workbench, cell: Cell, spec: RewardModelSpec) -> Non
     model = bench.new_reward_model(spec)
     used = bench.all_pairs()
     with bench.progress.task("encode the pairs", 2 * len(used)) as task:
-        features = model.pair_features(used, task)
-    del features
+        model.warm(used, task)
     begin = time.perf_counter()
     with bench.progress.task(cell.title, 1) as task:
         model.fit(

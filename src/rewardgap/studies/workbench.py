@@ -21,8 +21,8 @@ from rewardgap.decoding.catalog import DECODERS
 from rewardgap.policies.base import GenerationSettings
 from rewardgap.policies.catalog import POLICIES
 from rewardgap.policies.guided import Guided
+from rewardgap.rewards.build import load_reward_model, reward_model
 from rewardgap.rewards.catalog import REWARD_MODELS
-from rewardgap.rewards.model import load_reward_model, reward_model
 from rewardgap.rewards.state_files import load_states
 from rewardgap.studies.cells import Cell, CellFolder
 from rewardgap.studies.spec import expand, filled

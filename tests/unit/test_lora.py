@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +24,8 @@ from rewardgap.core.errors import DataError, ModelError
 from rewardgap.core.records import PreferencePair
 from rewardgap.numerics.bradley_terry import pair_loss
 from rewardgap.rewards.global_bt import GlobalBT
-from rewardgap.rewards.joint import _rate, fit_joint, pair_states
+from rewardgap.rewards.joint import fit_joint, pair_states
+from rewardgap.rewards.training import Schedule
 from standins import ARCHITECTURES, text_backbone, tiny_backbone, without_packing
 
 if TYPE_CHECKING:
@@ -176,8 +176,10 @@ def test_the_packed_pair_loss_and_its_gradient_are_those_of_two_forwards(archite
 
 def joint(backbone: Backbone, head: Any, **options: Any) -> None:
     moments = np.random.Generator(np.random.PCG64(0)).normal(size=(2, len(PAIRS), 24)).astype(np.float32)
-    settings = {"seed": 3, "epochs": 2, "batch_size": 2, "learning_rate": 1e-2, **options}
-    fit_joint(head, backbone, PAIRS, initial=(moments[0], moments[1]), limit=PromptLimit(), **settings)
+    schedule = Schedule(options.pop("epochs", 2), options.pop("batch_size", 2), options.pop("seed", 3))
+    settings = {"learning_rate": 1e-2, **options}
+    initial = (moments[0], moments[1])
+    fit_joint(head, backbone, PAIRS, initial=initial, limit=PromptLimit(), schedule=schedule, **settings)
 
 
 def test_training_moves_adapter_and_head_and_nothing_else() -> None:
@@ -227,10 +229,18 @@ def test_pairs_that_do_not_fit_are_named() -> None:
         pair_states(text_backbone(), [pair], PromptLimit())
 
 
-def test_the_rate_warms_up_and_ends_at_a_tenth() -> None:
-    rates = [_rate(step, 100) for step in range(101)]
-    assert rates[:3] == [1 / 3, 2 / 3, 1.0]
-    assert rates[3] == pytest.approx(1.0)
-    assert rates[100] == pytest.approx(0.1)
-    assert all(a >= b for a, b in itertools.pairwise(rates[3:]))
-    assert [_rate(step, 1) for step in range(2)] == [1.0, pytest.approx(1.0)]
+def test_adapters_share_the_weights_of_their_base() -> None:
+    """A study holds many adapted models; each costs its adapter only, and none sees another's."""
+    base = text_backbone(dtype=torch.float32)
+    own = {parameter.data_ptr() for parameter in base.model.parameters()}
+    one, two = shaken(base, seed=0), shaken(base, seed=1)
+    for adapted in (one, two):
+        plain = [p for name, p in adapted.model.named_parameters() if ".lora_" not in name]
+        assert {parameter.data_ptr() for parameter in plain} == own
+    assert one.model.model.layers[0] is not two.model.model.layers[0] is not base.model.model.layers[0]
+    with torch.no_grad():
+        before = tree_states(one, [TREE])
+        for parameter in adapter_parameters(two.model):
+            parameter.zero_()
+        assert torch.equal(tree_states(one, [TREE]), before)
+        assert not torch.equal(tree_states(base, [TREE]), before)

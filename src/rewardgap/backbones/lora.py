@@ -40,7 +40,9 @@ def attach_lora(backbone: Backbone, settings: LoraSettings, seed: int) -> Backbo
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    model = copy.deepcopy(backbone.model)
+    # Modules are copied and weights are shared: nothing changes a weight, and a model's worth of memory is saved.
+    weights = [*backbone.model.parameters(), *backbone.model.buffers()]
+    model = copy.deepcopy(backbone.model, memo={id(weight): weight for weight in weights})
     decoder = model.get_decoder()
     linear = {n: m for n, m in decoder.named_modules() if isinstance(m, torch.nn.Linear)}
     config = LoraConfig(

@@ -89,6 +89,7 @@ class RewardModel:
         epochs: int = 1,
         batch_size: int = 8,
         learning_rate: float = 1e-4,
+        checkpoint: Path | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Self:
         """Fit shared parameters and the states of the training users.
@@ -99,6 +100,7 @@ class RewardModel:
             epochs: passes over the pairs; fit_mode "lora" only.
             batch_size: pairs a step; fit_mode "lora" only.
             learning_rate: of the adapter; fit_mode "lora" only.
+            checkpoint: a file in which an unfinished fit is kept, to go on from; fit_mode "lora" only.
             progress: called with (done, total).
 
         Raises:
@@ -115,6 +117,7 @@ class RewardModel:
             self.head.fit(chosen, rejected, users, seed=seed)
             return self
         from rewardgap.rewards.joint import fit_joint
+        from rewardgap.rewards.training import Schedule
 
         self.adapted = None
         adapted = attach_lora(self.base, self.lora, seed)
@@ -125,10 +128,9 @@ class RewardModel:
             pairs,
             initial=(chosen, rejected),
             limit=self.limit,
-            seed=seed,
-            epochs=epochs,
-            batch_size=batch_size,
+            schedule=Schedule(epochs, batch_size, seed),
             learning_rate=learning_rate,
+            checkpoint=checkpoint,
             progress=progress,
         )
         stamp(adapted, self.base, self.lora)

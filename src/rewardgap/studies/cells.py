@@ -105,9 +105,13 @@ class CellFolder:
         """Return what `finish` noted."""
         return dict(read_json(self.path / "cell.json"))
 
-    def clear(self) -> None:
-        """Remove everything of the cell."""
-        shutil.rmtree(self.path, ignore_errors=True)
+    def clear(self, keep: str = "") -> None:
+        """Remove everything of the cell, but for one file."""
+        for child in self.path.iterdir() if self.path.is_dir() else ():
+            if child.is_dir():
+                shutil.rmtree(child, ignore_errors=True)
+            elif child.name != keep:
+                child.unlink(missing_ok=True)
 
 
 def to_parquet(records: Sequence[dict[str, Any]]) -> bytes:

@@ -64,7 +64,8 @@ def run_pairing(bench: Workbench, cell: Cell) -> None:
 def run_reward_model(bench: Workbench, cell: Cell, spec: RewardModelSpec) -> None:
     """Fit a reward model, adapt it to every adapt user, and record the margins of held-out pairs."""
     folder, pairs = bench.folder(cell), bench.study_pairs()
-    folder.clear()
+    checkpoint = folder.path / "checkpoint.safetensors"
+    folder.clear(keep=checkpoint.name)
     folder.start()
     model = bench.new_reward_model(spec)
     used = bench.all_pairs()
@@ -78,6 +79,7 @@ def run_reward_model(bench: Workbench, cell: Cell, spec: RewardModelSpec) -> Non
             epochs=spec.epochs,
             batch_size=spec.batch_size,
             learning_rate=spec.learning_rate,
+            checkpoint=checkpoint,
             progress=task,
         )
     fitted = time.perf_counter()
@@ -104,6 +106,7 @@ def run_reward_model(bench: Workbench, cell: Cell, spec: RewardModelSpec) -> Non
         "missing_seen": len(pairs.valid) - len(valid),
     }
     folder.finish({"facts": facts})
+    checkpoint.unlink(missing_ok=True)
 
 
 def run_deployment(bench: Workbench, cell: Cell, deployment: Deployment, reward_cell: Cell | None) -> None:

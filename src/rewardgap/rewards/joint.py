@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from rewardgap.backbones.features import encode_texts, prompt_tree
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from rewardgap.backbones.features import PromptLimit
@@ -80,9 +80,7 @@ def fit_joint(
 
     identity = [head.name, head.config(), backbone.fingerprint, [pair_to_json(pair) for pair in pairs], asdict(limit)]
     backbone.model.train()
-    losses = train(
-        loss_of, groups, len(pairs), schedule, checkpoint=checkpoint, identity=identity, progress=progress
-    )
+    losses = train(loss_of, groups, len(pairs), schedule, checkpoint=checkpoint, identity=identity, progress=progress)
     backbone.model.eval()
     head.finish()
     with torch.no_grad():
@@ -108,4 +106,3 @@ def pair_states(
     rows = torch.arange(len(pairs), device=states.device)
     places = torch.tensor(ends, device=states.device)
     return states[rows, places[:, 0]], states[rows, places[:, 1]]
-

@@ -23,19 +23,23 @@ if TYPE_CHECKING:
     from rewardgap.api import split_users
     from rewardgap.backbones.load import load_backbone as load_policy
     from rewardgap.data.catalog import load_dataset
+    from rewardgap.policies.catalog import build_judge
     from rewardgap.policies.guided import guided
     from rewardgap.policies.in_context import in_context
+    from rewardgap.policies.persona import persona
     from rewardgap.policies.zero_shot import zero_shot
     from rewardgap.rewards import heads
     from rewardgap.rewards.build import load_reward_model, reward_model
 
 _HOMES = {
+    "build_judge": ("rewardgap.policies.catalog", "build_judge"),
     "guided": ("rewardgap.policies.guided", "guided"),
     "heads": ("rewardgap.rewards.heads", None),
     "in_context": ("rewardgap.policies.in_context", "in_context"),
     "load_dataset": ("rewardgap.data.catalog", "load_dataset"),
     "load_policy": ("rewardgap.backbones.load", "load_backbone"),
     "load_reward_model": ("rewardgap.rewards.build", "load_reward_model"),
+    "persona": ("rewardgap.policies.persona", "persona"),
     "reward_model": ("rewardgap.rewards.build", "reward_model"),
     "split_users": ("rewardgap.api", "split_users"),
     "stats": ("rewardgap.stats", None),
@@ -43,12 +47,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "build_judge",
     "guided",
     "heads",
     "in_context",
     "load_dataset",
     "load_policy",
     "load_reward_model",
+    "persona",
     "reward_model",
     "split_users",
     "stats",

@@ -21,8 +21,9 @@ FLOORS = {
     "decoding": 4,
     "policies": 5,
     "studies": 6,
+    "bench": 7,
     "api": 6,
-    "cli": 7,
+    "cli": 8,
 }
 FORBIDDEN = {
     ("report", "backbones"),
@@ -34,10 +35,10 @@ FORBIDDEN = {
     ("rewards", "metrics"),
 }
 HEAVY_HOMES = {
-    "transformers": {"backbones", "metrics"},
-    "peft": {"backbones"},
+    "transformers": {"backbones", "metrics", "bench"},
+    "peft": {"backbones", "bench"},
     "bert_score": set(),
-    "datasets": {"data"},
+    "datasets": {"data", "bench"},
 }
 
 

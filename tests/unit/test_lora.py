@@ -179,7 +179,15 @@ def joint(backbone: Backbone, head: Any, **options: Any) -> None:
     schedule = Schedule(options.pop("epochs", 2), options.pop("batch_size", 2), options.pop("seed", 3))
     settings = {"learning_rate": 1e-2, **options}
     initial = (moments[0], moments[1])
-    fit_joint(head, backbone, PAIRS, initial=initial, limit=PromptLimit(), schedule=schedule, **settings)
+    fit_joint(
+        head,
+        backbone,
+        PAIRS,
+        initial=initial,
+        states_of=lambda network, pairs: pair_states(network, pairs, PromptLimit()),
+        schedule=schedule,
+        **settings,
+    )
 
 
 def test_training_moves_adapter_and_head_and_nothing_else() -> None:

@@ -10,13 +10,14 @@ import torch
 
 from rewardgap.backbones.features import FeatureCache
 from rewardgap.backbones.load import load_backbone
-from rewardgap.backbones.lora import LoraSettings, adapter_parameters
+from rewardgap.backbones.lora import LoraSettings, adapter_parameters, attach_lora
 from rewardgap.core.errors import ConfigError, DataError, ModelError, UnknownNameError
 from rewardgap.core.records import PreferencePair
 from rewardgap.rewards.build import load_reward_model, reward_model
 from rewardgap.rewards.catalog import REWARD_MODELS
 from rewardgap.rewards.guide import BackboneGuide, PolicyStateGuide
 from rewardgap.rewards.model import RewardModel
+from rewardgap.rewards.personal_adapters import PersonalAdapterModel
 from standins import save_hub_folder, text_backbone, tiny_model, tiny_tokenizer
 
 if TYPE_CHECKING:
@@ -43,13 +44,24 @@ def fitted(method: str, fit_mode: str, folder: Path, architecture: str = "mistra
         method, text_backbone(architecture, dtype=torch.float32), fit_mode=fit_mode, features=FeatureCache(folder),  # type: ignore[arg-type]
         lora=LoraSettings(4, 8, 0.2),
     )  # fmt: skip
+    if fit_mode == "frozen":
+        return model.fit(PAIRS, seed=1)
     return model.fit(PAIRS, seed=1, epochs=2, batch_size=5, learning_rate=2e-2)
 
 
 def plain_reward(model: RewardModel, prompt: str, tokens: tuple[int, ...], state: UserState) -> float:
     ids = [*model.backbone.encoder.encode_prompt(prompt), *tokens]
+    network = model.backbone
+    if isinstance(model, PersonalAdapterModel):
+        network = attach_lora(model.base, model.lora, 0)
+        named = model.host.tensors(state.values["adapter"])
+        with torch.no_grad():
+            for name, parameter in network.model.named_parameters():
+                if ".lora_" in name:
+                    (own,) = (t for n, t in named.items() if n in name.replace(".default", ""))
+                    parameter.copy_(own)
     with torch.no_grad():
-        hidden = model.backbone.model.get_decoder()(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
+        hidden = network.model.get_decoder()(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
         return float(model.head.rewards(hidden, state)) / model.scale
 
 
@@ -76,9 +88,9 @@ def test_margins_rewards_and_batches_agree(method: str, fit_mode: str, tmp_path:
     prompts = [pair.prompt for pair in PAIRS]
     chosen = model.rewards(prompts, [p.chosen for p in PAIRS], states)
     rejected = model.rewards(prompts, [p.rejected for p in PAIRS], states)
-    np.testing.assert_allclose(model.margins(PAIRS, states), chosen - rejected, atol=1e-5)
+    np.testing.assert_allclose(model.margins(PAIRS, states), chosen - rejected, rtol=1e-5, atol=1e-4)
     one_by_one = [model.rewards([p.prompt], [p.chosen], s)[0] for p, s in zip(PAIRS, states, strict=True)]
-    np.testing.assert_allclose(chosen, one_by_one, atol=1e-5)
+    np.testing.assert_allclose(chosen, one_by_one, rtol=1e-5, atol=1e-4)
     assert np.std(chosen - rejected) == pytest.approx(1.0, rel=1e-3)  # the unit of rewards
     assert model.rewards([], [], []).shape == (0,)
 
@@ -90,7 +102,9 @@ def test_saved_models_come_back(method: str, fit_mode: str, tmp_path: Path) -> N
     model = fitted(method, fit_mode, tmp_path / "features")
     model.save(tmp_path / "model")
     files = {path.name for path in (tmp_path / "model").iterdir()}
-    assert files == {"model.json", "head.safetensors"} | ({"adapter.safetensors"} if fit_mode == "lora" else set())
+    own = isinstance(model, PersonalAdapterModel)
+    weights = {"users.safetensors" if own else "adapter.safetensors"} if fit_mode == "lora" else set()
+    assert files == {"model.json", "head.safetensors"} | weights
     again = load_reward_model(tmp_path / "model", model.base)
     again.features = FeatureCache(tmp_path / "other")
     assert again.fingerprint() == model.fingerprint()
@@ -100,7 +114,11 @@ def test_saved_models_come_back(method: str, fit_mode: str, tmp_path: Path) -> N
         np.testing.assert_allclose(
             again.rewards(["Why?"] * 3, texts, state), model.rewards(["Why?"] * 3, texts, state), atol=1e-6
         )
-    assert again.adapt(SUPPORT) == model.adapt(SUPPORT)
+    # Another cache reads the support in other company: its last bits may differ, and with them the state's.
+    one, other = again.adapt(SUPPORT), model.adapt(SUPPORT)
+    assert one.num_support == other.num_support
+    for name, value in other.values.items():
+        torch.testing.assert_close(one.values[name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_adapting_changes_nothing_and_forgets_order_of_users(tmp_path: Path) -> None:

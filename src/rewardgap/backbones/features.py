@@ -78,6 +78,8 @@ class FeatureCache:
             limit: for prompts.
             progress: called with (texts done, texts to compute).
         """
+        if not backbone.fingerprint:
+            raise ValueError("a backbone without a fingerprint has no place in a cache")
         keys = [_key(item, limit) for item in items]
         known = self._load(backbone)
         asked = dict(zip(keys, items, strict=True))

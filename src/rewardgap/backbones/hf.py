@@ -88,7 +88,7 @@ class Backbone:
         device = self.device
         visible = torch.from_numpy(appended.visible).to(device)
         arguments: dict[str, Any] = {
-            "input_ids": torch.from_numpy(appended.tokens).to(device),
+            **self.inputs(torch.from_numpy(appended.tokens).to(device)),
             "position_ids": torch.from_numpy(appended.positions).to(device),
             "attention_mask": self._masks(visible, appended),
             "use_cache": cache is not None,
@@ -106,8 +106,16 @@ class Backbone:
         for row, path in enumerate(paths):
             ids[row, : len(path)] = torch.tensor(path, device=self.device)
             mask[row, : len(path)] = 1
-        states = self._decoder()(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        states = self._decoder()(**self.inputs(ids), attention_mask=mask, use_cache=False).last_hidden_state
         return [states[row, : len(path)] for row, path in enumerate(paths)]
+
+    def of_rows(self, rows: Sequence[int]) -> Backbone:
+        """Return the backbone as these rows of a batch see it: the same for all, unless each has its own adapter."""
+        return self
+
+    def inputs(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return what the decoder reads for (B, Q) ids; a backbone with soft prompts gives vectors for some."""
+        return {"input_ids": ids}
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return (..., V) next-token logits of (..., D) hidden states, in float32 or wider."""

@@ -146,6 +146,7 @@ class TrieSession:
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order: finished rows leave the batch."""
         self.forest.select(rows)
+        self.backbone = self.backbone.of_rows(rows)
         self.tips = [self.tips[row] for row in rows]
         if self._cache is not None:
             index = torch.tensor(list(rows), dtype=torch.long, device=self.backbone.device)

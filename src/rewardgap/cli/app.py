@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rewardgap.cli import catalogues, data, doctor, single, study
+from rewardgap.cli import bench, catalogues, data, doctor, single, study
 
 app = typer.Typer(
     name="rewardgap",
@@ -19,6 +19,7 @@ app.command()(study.demo)
 app.command()(study.run)
 app.command()(study.report)
 app.add_typer(data.app, name="data")
+app.add_typer(bench.app, name="bench")
 app.command()(single.fit)
 app.command()(single.adapt)
 app.command()(single.score)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rewardgap.data.base import DatasetCard
     from rewardgap.decoding.base import DecoderCard
     from rewardgap.metrics.base import MetricCard
-    from rewardgap.policies.cards import PolicyCard
+    from rewardgap.policies.cards import JudgeCard, PolicyCard
     from rewardgap.retrieval.base import RetrieverCard
     from rewardgap.rewards.base import MethodCard
 
@@ -59,11 +59,12 @@ class CardView:
 
 
 def methods() -> list[CardView]:
-    """Return the reward models, then the deployments that need none."""
-    from rewardgap.policies.catalog import POLICIES
+    """Return the reward models, the judges, then the deployments that need neither."""
+    from rewardgap.policies.catalog import JUDGES, POLICIES
     from rewardgap.rewards.catalog import REWARD_MODELS
 
-    return [*(_method(card) for card in REWARD_MODELS), *(_policy(card) for card in POLICIES)]
+    models = [_method(card, "reward model") for card in REWARD_MODELS]
+    return [*models, *(_method(card, "judge") for card in JUDGES), *(_policy(card) for card in POLICIES)]
 
 
 def decoders() -> list[CardView]:
@@ -108,21 +109,13 @@ def named(views: list[CardView], kind: str, name: str) -> CardView:
     return found[0]
 
 
-def _method(card: MethodCard) -> CardView:
-    options = tuple(
-        Setting(
-            entry.name,
-            str(entry.metadata.get("meaning", "")),
-            REQUIRED if entry.default is MISSING else shown(entry.default),
-        )
-        for entry in fields(card.config)
-    )
+def _method(card: MethodCard | JudgeCard, kind: str) -> CardView:
     return CardView(
         card.name,
         card.summary,
-        {"kind": "reward model", "personal": _yes(card.personal)},
+        {"kind": kind, "personal": _yes(card.personal)},
         _told(Paper=card.paper, Equation=card.equation, Peer=card.peer, Family=card.family),
-        options,
+        _fields(card.config),
         card.deviations,
     )
 
@@ -133,7 +126,7 @@ def _policy(card: PolicyCard) -> CardView:
         card.summary,
         {"kind": "deployment", "personal": _yes(card.personal)},
         _told(Paper=card.paper, Equation=card.equation),
-        tuple(Setting(name, meaning, "none") for name, meaning in card.options.items()),
+        (*(Setting(name, meaning, "none") for name, meaning in card.options.items()), *_fields(card.config)),
         card.deviations,
     )
 
@@ -180,6 +173,17 @@ def _dataset(card: DatasetCard) -> CardView:
 
 def _retriever(card: RetrieverCard) -> CardView:
     return CardView(card.name, card.summary, {}, _told(Source=card.source))
+
+
+def _fields(config: type | None) -> tuple[Setting, ...]:
+    return tuple(
+        Setting(
+            entry.name,
+            str(entry.metadata.get("meaning", "")),
+            REQUIRED if entry.default is MISSING else shown(entry.default),
+        )
+        for entry in (fields(config) if config is not None else ())
+    )
 
 
 def _settings(options: Mapping[str, str], build: Any) -> tuple[Setting, ...]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 NameArgument = Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this entry's whole card.")]
 
 PAGES = (
-    ("methods.md", "methods", "Methods", "Reward models, and deployments that need none."),
+    ("methods.md", "methods", "Methods", "Reward models, judges, and deployments that need neither."),
     ("decoders.md", "decoders", "Decoders", "How the next token is chosen; guided ones take a reward model."),
     ("metrics.md", "metrics", "Metrics", "What is measured at each stage. A missing score is missing, never zero."),
     ("datasets.md", "datasets", "Datasets", "What a study can read, your own data among them."),
@@ -27,7 +27,7 @@ PAGES = (
 
 
 def methods(name: NameArgument = None, as_json: JsonOption = False) -> None:
-    """List the reward models and the deployments without one, or print one card."""
+    """List the reward models, the judges and the deployments without either, or print one card."""
     with reported(as_json):
         from rewardgap.cli.cards import methods
 

@@ -44,11 +44,12 @@ def fit(
     ] = None,
     data_options: DataSetOption = None,
     fit_mode: Annotated[
-        Literal["frozen", "lora"], typer.Option(help="Frozen features, or with an adapter.")
-    ] = "frozen",
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the pairs, fit mode lora.")] = 1,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pairs a step, fit mode lora.")] = 8,
-    learning_rate: Annotated[float, typer.Option(help="Of the adapter, fit mode lora.")] = 1e-4,
+        Literal["frozen", "lora"] | None,
+        typer.Option(help="Frozen features, or with an adapter; the method's own unless given."),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the pairs, with an adapter.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pairs a step, with an adapter.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of the adapter.")] = None,
     max_prompt_tokens: PromptTokensOption = None,
     on_long: OnLongOption = "error",
     dtype: DtypeOption = "float32",

@@ -205,6 +205,10 @@ class AdaptedPolicy(ABC):
         ids = self.backbone.encoder.encode_prompt(prompt, max_tokens=limit, on_long=self.settings.on_long)
         return Prepared(prompt, ids)
 
+    def network(self, states: Sequence[Any]) -> Backbone:
+        """Return the network that reads a row a state: the policy itself, unless users have adapters of their own."""
+        return self.backbone
+
     def guide(self, run: PolicyRun) -> Guide | None:
         """Return the rewards that steer a run, or None."""
         return None
@@ -217,6 +221,22 @@ class AdaptedPolicy(ABC):
     def score_top_k(self) -> int:
         """Return the candidates over which policy accuracy normalises."""
         return self.settings.score_top_k
+
+    @property
+    def prompt_limit(self) -> int:
+        """Return the longest a prompt may be, in tokens.
+
+        Raises:
+            DataError: if the new tokens leave no room for one.
+        """
+        settings, context = self.settings, self.backbone.context
+        limit = min(settings.max_prompt_tokens or context, context - settings.max_new_tokens)
+        if limit < 1:
+            raise DataError(
+                f"max_new_tokens {settings.max_new_tokens} leaves no room for a prompt: {self.backbone.name} reads "
+                f"{context} tokens."
+            )
+        return limit
 
     def open(
         self,
@@ -240,17 +260,11 @@ class AdaptedPolicy(ABC):
         states = [self.state] * len(prompts) if states is None else list(states)
         if len(states) != len(prompts):
             raise ConfigError(f"{len(states)} states for {len(prompts)} prompts; give one state a prompt.")
-        settings, context = self.settings, self.backbone.context
-        limit = min(settings.max_prompt_tokens or context, context - settings.max_new_tokens)
-        if limit < 1:
-            raise DataError(
-                f"max_new_tokens {settings.max_new_tokens} leaves no room for a prompt: {self.backbone.name} reads "
-                f"{context} tokens."
-            )
+        settings, limit = self.settings, self.prompt_limit
         prepared = [self.show(prompt, state, limit) for prompt, state in zip(prompts, states, strict=True)]
         seeds = seeds or _seeds(settings.seed, prompts)
         room = self._room(completions, prompts)
-        session = TrieSession(self.backbone, len(prompts), max(len(p.ids) for p in prepared) + room)
+        session = TrieSession(self.network(states), len(prompts), max(len(p.ids) for p in prepared) + room)
         tips = session.prefill([p.ids for p in prepared])
         return PolicyRun(self, prompts, states, prepared, seeds, session, tips)
 

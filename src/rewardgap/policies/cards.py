@@ -1,14 +1,15 @@
-"""Cards of deployments that need no reward model."""
+"""Cards of deployments that need no reward model, and of judges."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from rewardgap.policies.base import AdaptedPolicy
+    from rewardgap.policies.judges import Judge
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class PolicyCard:
     """A deployment as the catalogue lists it.
 
     `build(backbone, settings, traces, num_demonstrations, retriever)` makes it; the last two are None where the study
-    does not give them, and `options` says what they mean. `baseline` marks the one that win rates are over.
+    does not give them, and `options` says what they mean. `baseline` marks the one that win rates are over. Where there
+    is a `config`, a dataclass of further settings with their meanings, `build` takes each of them by keyword too.
     """
 
     name: str
@@ -30,3 +32,24 @@ class PolicyCard:
     personal: bool = False
     baseline: bool = False
     options: Mapping[str, str] = field(default_factory=dict)
+    config: type | None = None
+
+
+@dataclass(frozen=True)
+class JudgeCard:
+    """A judge as the catalogue lists it: what it is, where it is from, what is done differently here.
+
+    `config` is a frozen dataclass of plain fields, each with its `meaning`. `build(model, **settings)` makes the judge
+    from the fields of one and from what the study knows: `prompt_template` and `opponent`.
+    """
+
+    name: str
+    summary: str
+    paper: str
+    equation: str
+    peer: str
+    deviations: tuple[str, ...]
+    config: type
+    build: Callable[..., Judge]
+    personal: bool = True
+    family: Literal["judge"] = "judge"

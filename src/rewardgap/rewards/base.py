@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, overload
 
@@ -20,14 +20,17 @@ from rewardgap.numerics.bradley_terry import accuracy, pair_loss
 from rewardgap.rewards.fitting import (
     Features,
     FitHistory,
+    FitTrace,
     LossAggregation,
     Optimiser,
+    TrainingPairs,
     column_moments,
     fit_head,
     paired_features,
     thinned,
     training_pairs,
 )
+from rewardgap.rewards.training import FitDefaults
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -55,7 +58,10 @@ class MethodCard:
     """A method as data: what it is, where it is from, what is done differently here, how to build it.
 
     `config` is a frozen dataclass of plain fields, each with its `meaning`; `build` makes a head from one.
-    `deviations` are whole sentences; an empty tuple is a claim. `personal` says whether users differ.
+    `deviations` are whole sentences; an empty tuple is a claim. `personal` says whether users differ, and
+    `adapter_per_user` whether with an adapter each user has an own one. `control` are settings of the method
+    (`options`) and of its training under which the swap test on synthetic texts is run: the small network there learns
+    at other rates than a language model.
     """
 
     name: str
@@ -68,6 +74,8 @@ class MethodCard:
     build: Callable[[Any], Head]
     personal: bool
     family: Literal["head", "autoregressive"] = "head"
+    adapter_per_user: bool = False
+    control: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Head(ABC):
@@ -79,6 +87,9 @@ class Head(ABC):
 
     Attributes:
         name: the method's name in the catalogue.
+        view: what a row of features is of: "joint", the prompt with the completion, or "apart", the state of the
+            completion read alone followed by that of the prompt, in one row of twice the width.
+        defaults: epochs, pairs a step and learning rate of the adapter, where a backbone is trained as well.
         width: D, the number of features.
         users: the training users, sorted.
         counts: (U,) training pairs a user.
@@ -88,6 +99,8 @@ class Head(ABC):
     """
 
     name: ClassVar[str]
+    view: ClassVar[Literal["joint", "apart"]] = "joint"
+    defaults: ClassVar[FitDefaults] = FitDefaults(epochs=1, batch_size=8, learning_rate=1e-4)
     optimiser: Optimiser = "lbfgs"
     max_steps: int = 1000
     tolerance: float = 1e-7
@@ -159,6 +172,10 @@ class Head(ABC):
         """Return `losses` of fixed pairs as a function of the parameters, with what never changes computed once."""
         return lambda: self.losses(chosen, rejected, user_index)
 
+    def solve(self, pairs: TrainingPairs) -> FitTrace:
+        """Find the parameters of a built head on frozen features; a method with a way of its own overrides it."""
+        return fit_head(self, pairs)
+
     # What all methods share.
 
     @property
@@ -216,7 +233,7 @@ class Head(ABC):
             device=pairs.chosen.device,
         )
         self.observe(pairs.chosen, pairs.rejected, pairs.user_index)
-        trace = fit_head(self, pairs)
+        trace = self.solve(pairs)
         self.finish()
         self.to(dtype=pairs.chosen.dtype)
         self.calibrate(pairs.chosen, pairs.rejected, pairs.user_index, trace.losses, trace.converged)

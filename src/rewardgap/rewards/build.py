@@ -9,8 +9,11 @@ from rewardgap.backbones.features import FeatureCache, PromptLimit
 from rewardgap.backbones.lora import LoraSettings, attach_lora, load_adapter, stamp
 from rewardgap.core.errors import ModelError
 from rewardgap.core.store import read_json
-from rewardgap.rewards.catalog import REWARD_MODELS, build_head
+from rewardgap.rewards.apart import ApartModel
+from rewardgap.rewards.autoregressive import AutoregressiveModel
+from rewardgap.rewards.catalog import REWARD_MODELS, build_head, fit_mode_of
 from rewardgap.rewards.model import FORMAT, RewardModel
+from rewardgap.rewards.personal_adapters import PersonalAdapterModel
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +26,7 @@ def reward_model(
     method: str,
     backbone: Backbone | str,
     *,
-    fit_mode: FitMode = "frozen",
+    fit_mode: FitMode | None = None,
     max_prompt_tokens: int | None = None,
     on_long: Literal["error", "truncate_prompt"] = "error",
     features: FeatureCache | None = None,
@@ -35,7 +38,7 @@ def reward_model(
     Args:
         method: name in the catalogue, for example "lore".
         backbone: a loaded backbone, or its name.
-        fit_mode: "frozen" or "lora".
+        fit_mode: "frozen" or "lora"; heads are frozen unless given, autoregressive models always train an adapter.
         max_prompt_tokens: longer prompts are an error, or cut (see `on_long`).
         on_long: "error" or "truncate_prompt".
         features: cache of features; the shared one unless given.
@@ -44,17 +47,27 @@ def reward_model(
 
     Raises:
         UnknownNameError: if there is no such method; the nearest name is given.
+        ConfigError: if the method has no such option, or is not fitted that way.
     """
-    REWARD_MODELS[method]
+    card = REWARD_MODELS[method]
+    mode = fit_mode_of(method, fit_mode)
     if isinstance(backbone, str):
         from rewardgap.backbones.load import load_backbone
 
         backbone = load_backbone(backbone)
-    return RewardModel(
+    build: type[RewardModel] = RewardModel
+    if card.family == "autoregressive":
+        build = AutoregressiveModel
+    elif card.adapter_per_user and mode == "lora":
+        build = PersonalAdapterModel
+    head = build_head(method, **options)
+    if getattr(head, "view", "joint") == "apart":
+        build = ApartModel
+    return build(
         method,
-        build_head(method, **options),
+        head,
         backbone,
-        fit_mode,
+        mode,
         PromptLimit(max_prompt_tokens, on_long),
         features if features is not None else FeatureCache(),
         lora or LoraSettings(),
@@ -91,6 +104,10 @@ def load_reward_model(folder: str | Path, backbone: Backbone | None = None) -> R
         lora=LoraSettings(**facts["lora"]) if facts["lora"] else None,
         **facts["config"],
     )
+    if isinstance(model, PersonalAdapterModel):
+        return model.restore(folder, facts, read_tensors(folder / "head.safetensors"))
+    if isinstance(model, AutoregressiveModel):
+        return model.restore(read_tensors(folder / "head.safetensors"), read_tensors(folder / "adapter.safetensors"))
     model.head.load_state_dict(read_tensors(folder / "head.safetensors"))
     if facts["fit_mode"] == "lora":
         adapted = attach_lora(backbone, model.lora, 0)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import fields
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rewardgap.core.catalog import Catalog
 from rewardgap.core.errors import ConfigError
-from rewardgap.rewards import global_bt, lore
+from rewardgap.rewards import genarm, global_bt, lore, mpu, p_dpo, pref, vpl
 
 if TYPE_CHECKING:
     from rewardgap.rewards.base import Head, MethodCard
@@ -18,8 +18,26 @@ REWARD_MODELS: Catalog[MethodCard] = Catalog(
     (
         global_bt.CARD,
         lore.CARD,
+        mpu.CARD,
+        pref.CARD,
+        p_dpo.CARD,
+        genarm.CARD,
+        vpl.CARD,
     ),
 )
+
+
+def fit_mode_of(method: str, asked: Literal["frozen", "lora"] | None = None) -> Literal["frozen", "lora"]:
+    """Return how a method is fitted: as asked, else in its own way.
+
+    Raises:
+        UnknownNameError: if there is no such method.
+        ConfigError: if it cannot be fitted as asked.
+    """
+    own: Literal["frozen", "lora"] = "frozen" if REWARD_MODELS[method].family == "head" else "lora"
+    if own == "lora" and asked == "frozen":
+        raise ConfigError(f"{method} trains an adapter, it reads no features; leave fit_mode out.")
+    return asked or own
 
 
 def build_head(name: str, **options: Any) -> Head:

@@ -163,14 +163,18 @@ class BackboneGuide:
 
     def start(self, policy_states: torch.Tensor) -> torch.Tensor:
         """Return (B,) rewards of the bare prompts."""
-        return _read(self._head, self._session.prefill(self._prompts), self._states) / self._scale
+        return _read(self._head, self.view(self._session.prefill(self._prompts)), self._states) / self._scale
 
     def candidates(self, tokens: torch.Tensor, policy_states: torch.Tensor | None) -> torch.Tensor:
         """Return (B, K) rewards of the candidates packed as siblings."""
         self._width = tokens.shape[-1]
         rows = zip(tokens.tolist(), self._session.tips, strict=True)
         states = self._session.extend([siblings(row, tip) for row, tip in rows])
-        return _read(self._head, states, self._states) / self._scale
+        return _read(self._head, self.view(states), self._states) / self._scale
+
+    def view(self, states: torch.Tensor) -> torch.Tensor:
+        """Return what the head reads of (B, ..., D) states of the session."""
+        return states
 
     def keep(self, choices: list[int], tokens: list[int]) -> None:
         """Keep the winners' keys and values in place."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
     from rewardgap.rewards.base import Head
     from rewardgap.rewards.training import Schedule
 
+    StatesOf: TypeAlias = Callable[[Backbone, Sequence[PreferencePair]], tuple[torch.Tensor, torch.Tensor]]
+
 WEIGHT_DECAY = 0.01
 
 
@@ -37,10 +38,11 @@ def fit_joint(
     pairs: Sequence[PreferencePair],
     *,
     initial: tuple[NDArray[np.float32], NDArray[np.float32]],
-    limit: PromptLimit,
+    states_of: StatesOf,
     schedule: Schedule,
     learning_rate: float,
     checkpoint: Path | None = None,
+    identity: Any = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Train head and adapter on preference pairs.
@@ -54,10 +56,11 @@ def fit_joint(
         backbone: with fresh adapters, which this trains in place.
         pairs: of the training users.
         initial: (N, D) features of chosen and rejected under the base backbone, for the frame.
-        limit: for prompts.
+        states_of: (backbone, pairs) -> (B, D) states of chosen and of rejected, with gradient.
         schedule: epochs, pairs a step, and the seed, which decides the head's initialisation too.
         learning_rate: of the adapter; the head's groups have their own.
         checkpoint: where an unfinished fit is kept.
+        identity: what else the result depends on, such as how prompts are cut.
         progress: called with (steps done, steps in all).
     """
     users = sorted({pair.user_id for pair in pairs})
@@ -72,20 +75,20 @@ def fit_joint(
     groups += [{"params": g["params"], "lr": g["lr"], "weight_decay": 0.0} for g in head.parameters()]
 
     def loss_of(rows: list[int]) -> torch.Tensor:
-        chosen, rejected = pair_states(backbone, [pairs[row] for row in rows], limit)
+        chosen, rejected = states_of(backbone, [pairs[row] for row in rows])
         # Weights are those of the whole set, so that a step's gradient is an unbiased part of its gradient.
         share = weights[rows] * (len(pairs) / len(rows))
         losses_of = head.losses(chosen, rejected, index[rows].to(chosen.device))
         return (share.to(losses_of) * losses_of).sum() + head.penalty()
 
-    identity = [head.name, head.config(), backbone.fingerprint, [pair_to_json(pair) for pair in pairs], asdict(limit)]
+    whole = [head.name, head.config(), backbone.fingerprint, [pair_to_json(pair) for pair in pairs], identity]
     backbone.model.train()
-    losses = train(loss_of, groups, len(pairs), schedule, checkpoint=checkpoint, identity=identity, progress=progress)
+    losses = train(loss_of, groups, len(pairs), schedule, checkpoint=checkpoint, identity=whole, progress=progress)
     backbone.model.eval()
     head.finish()
     with torch.no_grad():
         batches = [
-            pair_states(backbone, pairs[begin : begin + schedule.batch_size], limit)
+            states_of(backbone, pairs[begin : begin + schedule.batch_size])
             for begin in range(0, len(pairs), schedule.batch_size)
         ]
         chosen = torch.cat([batch[0] for batch in batches])

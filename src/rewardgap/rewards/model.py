@@ -77,6 +77,16 @@ class RewardModel:
         return self.base if self.adapted is None else self.adapted
 
     @property
+    def users(self) -> tuple[str, ...]:
+        """Return the training users, sorted."""
+        return self.head.users
+
+    @property
+    def diagnostics(self) -> dict[str, float]:
+        """Return loss, accuracy, mean margin and reward scale on the training pairs, and what the method adds."""
+        return self.head.diagnostics
+
+    @property
     def scale(self) -> float:
         """Return the unit of rewards: the standard deviation of r(chosen) - r(rejected) on the training pairs."""
         return self.head.reward_scale
@@ -86,9 +96,9 @@ class RewardModel:
         pairs: Sequence[PreferencePair],
         *,
         seed: int = 0,
-        epochs: int = 1,
-        batch_size: int = 8,
-        learning_rate: float = 1e-4,
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
         checkpoint: Path | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Self:
@@ -97,20 +107,19 @@ class RewardModel:
         Args:
             pairs: of the training users.
             seed: decides initialisation and, with an adapter, the order of pairs.
-            epochs: passes over the pairs; fit_mode "lora" only.
-            batch_size: pairs a step; fit_mode "lora" only.
-            learning_rate: of the adapter; fit_mode "lora" only.
+            epochs: passes over the pairs, with an adapter; the method's own unless given.
+            batch_size: pairs a step, with an adapter; the method's own unless given.
+            learning_rate: of the adapter; the method's own unless given.
             checkpoint: a file in which an unfinished fit is kept, to go on from; fit_mode "lora" only.
             progress: called with (done, total).
 
         Raises:
             DataError: if there is no pair.
-            ConfigError: if a number is not positive.
+            ConfigError: if a number is not positive, or given where there is no adapter.
         """
         if not pairs:
             raise DataError("fit needs at least 1 pair, got 0.")
-        check_positive("fit", learning_rate=learning_rate)
-        check_count("fit", epochs=epochs, batch_size=batch_size)
+        check_fit_settings(self.method, self.fit_mode, epochs, batch_size, learning_rate)
         users = [pair.user_id for pair in pairs]
         if self.fit_mode == "frozen":
             chosen, rejected = self.pair_features(pairs, progress)
@@ -119,6 +128,7 @@ class RewardModel:
         from rewardgap.rewards.joint import fit_joint
         from rewardgap.rewards.training import Schedule
 
+        settings = self.head.defaults.filled(epochs, batch_size, learning_rate)
         self.adapted = None
         adapted = attach_lora(self.base, self.lora, seed)
         chosen, rejected = self.pair_features(pairs)
@@ -127,9 +137,10 @@ class RewardModel:
             adapted,
             pairs,
             initial=(chosen, rejected),
-            limit=self.limit,
-            schedule=Schedule(epochs, batch_size, seed),
-            learning_rate=learning_rate,
+            states_of=self.training_states,
+            identity=vars_of(self.limit),
+            schedule=Schedule(settings.epochs, settings.batch_size, seed),
+            learning_rate=settings.learning_rate,
             checkpoint=checkpoint,
             progress=progress,
         )
@@ -162,8 +173,7 @@ class RewardModel:
             states: one user's state for all, or B states.
         """
         items = [Item(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
-        features = torch.from_numpy(self.features.encode(self.backbone, items, self.limit))
-        return self._read(features, states)
+        return self._read(torch.from_numpy(self.features_of(items)), states)
 
     def margins(self, pairs: Sequence[PreferencePair], states: Sequence[UserState]) -> NDArray[np.float64]:
         """Return (N,) rewards of chosen minus rejected, one state a pair, in units of the reward scale."""
@@ -282,8 +292,20 @@ class RewardModel:
         """Return (N, D) features of the chosen and of the rejected completions."""
         chosen = [Item(pair.prompt, pair.chosen) for pair in pairs]
         rejected = [Item(pair.prompt, pair.rejected) for pair in pairs]
-        features = self.features.encode(self.backbone, chosen + rejected, self.limit, progress)
+        features = self.features_of(chosen + rejected, progress)
         return features[: len(pairs)], features[len(pairs) :]
+
+    def features_of(
+        self, items: Sequence[Item], progress: Callable[[int, int], None] | None = None
+    ) -> NDArray[np.float32]:
+        """Return (N, D) features of texts, as the head reads them."""
+        return self.features.encode(self.backbone, items, self.limit, progress)
+
+    def training_states(self, backbone: Backbone, pairs: Sequence[PreferencePair]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (B, D) states of chosen and rejected under a backbone that is being trained, with gradient."""
+        from rewardgap.rewards.joint import pair_states
+
+        return pair_states(backbone, pairs, self.limit)
 
     def warm(self, pairs: Sequence[PreferencePair], progress: Callable[[int, int], None] | None = None) -> None:
         """Encode the texts of pairs ahead of time; what asks for them later finds them."""
@@ -297,21 +319,22 @@ class RewardModel:
         write_bytes(folder / "head.safetensors", save(self.head.state_dict()))
         if self.adapted is not None:
             write_bytes(folder / "adapter.safetensors", save(adapter_tensors(self.adapted.model)))
-        write_json(
-            folder / "model.json",
-            {
-                "format": FORMAT,
-                "method": self.method,
-                "config": self.head.config(),
-                "fit_mode": self.fit_mode,
-                "lora": vars(self.lora) if self.fit_mode == "lora" else None,
-                "backbone": self.base.name,
-                "backbone_fingerprint": self.base.fingerprint,
-                "max_prompt_tokens": self.limit.max_tokens,
-                "on_long": self.limit.on_long,
-                "reward_scale": self.scale,
-            },
-        )
+        write_json(folder / "model.json", self.facts())
+
+    def facts(self) -> dict[str, Any]:
+        """Return what `model.json` says: everything but tensors."""
+        return {
+            "format": FORMAT,
+            "method": self.method,
+            "config": self.head.config(),
+            "fit_mode": self.fit_mode,
+            "lora": vars(self.lora) if self.fit_mode == "lora" else None,
+            "backbone": self.base.name,
+            "backbone_fingerprint": self.base.fingerprint,
+            "max_prompt_tokens": self.limit.max_tokens,
+            "on_long": self.limit.on_long,
+            "reward_scale": self.scale,
+        }
 
     def fingerprint(self) -> str:
         """Return a hash of everything that decides the rewards."""
@@ -327,6 +350,23 @@ class RewardModel:
             else:
                 raw = self.head.rewards(features, states)  # type: ignore[arg-type]
         return np.asarray(raw.double().cpu().numpy() / self.scale)
+
+
+def check_fit_settings(
+    method: str, fit_mode: FitMode, epochs: int | None, batch_size: int | None, learning_rate: float | None
+) -> None:
+    """Refuse settings of training that are out of range, or that nothing would read.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    given = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
+    useless = [name for name, value in given.items() if value is not None and fit_mode == "frozen"]
+    if useless:
+        raise ConfigError(f"{method} on frozen features takes no {useless[0]}; leave it out, or give fit_mode lora.")
+    if learning_rate is not None:
+        check_positive("fit", learning_rate=learning_rate)
+    check_count("fit", **{k: v for k, v in (("epochs", epochs), ("batch_size", batch_size)) if v is not None})
 
 
 def vars_of(limit: PromptLimit) -> list[Any]:

@@ -51,7 +51,7 @@ class UserState:
         return hash((self.method, self.num_support, *sorted(self.values)))
 
 
-_COUNT, _VALUE = "num_support", "values."
+COUNT, VALUE = "num_support", "values."
 
 
 def states_to_tensors(states: Mapping[str, UserState]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -67,7 +67,7 @@ def states_to_tensors(states: Mapping[str, UserState]) -> tuple[dict[str, torch.
         DataError: if the states are of different methods or shapes; the message names the user.
     """
     table = list(states.items())
-    tensors = {_COUNT: torch.tensor([state.num_support for _, state in table], dtype=torch.int64)}
+    tensors = {COUNT: torch.tensor([state.num_support for _, state in table], dtype=torch.int64)}
     first = table[0][1] if table else UserState("", {}, 0)
     like = {name: (value.shape, value.dtype) for name, value in first.values.items()}
     for user, state in table:
@@ -78,7 +78,7 @@ def states_to_tensors(states: Mapping[str, UserState]) -> tuple[dict[str, torch.
                 f"shapes of the first user's, {first.method!r} with {sorted(first.values)}."
             )
     for name in first.values:
-        tensors[_VALUE + name] = torch.stack([state.values[name] for _, state in table])
+        tensors[VALUE + name] = torch.stack([state.values[name] for _, state in table])
     return tensors, {"method": first.method, "users": json.dumps([user for user, _ in table])}
 
 
@@ -88,14 +88,14 @@ def states_from_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[s
     Raises:
         DataError: if names, rows and ids do not belong together.
     """
-    if "users" not in metadata or "method" not in metadata or _COUNT not in tensors:
-        raise DataError(f"no table of user states: expected metadata 'method' and 'users' and a tensor '{_COUNT}'.")
+    if "users" not in metadata or "method" not in metadata or COUNT not in tensors:
+        raise DataError(f"no table of user states: expected metadata 'method' and 'users' and a tensor '{COUNT}'.")
     users = json.loads(metadata["users"])
     rows = {name: len(tensor) for name, tensor in tensors.items()}
     if len(set(users)) != len(users) or set(rows.values()) != {len(users)}:
         raise DataError(f"the table of user states has {len(users)} user ids and rows {rows}; expected one row an id.")
-    vectors = {name.removeprefix(_VALUE): tensor for name, tensor in tensors.items() if name.startswith(_VALUE)}
-    counts = tensors[_COUNT].tolist()
+    vectors = {name.removeprefix(VALUE): tensor for name, tensor in tensors.items() if name.startswith(VALUE)}
+    counts = tensors[COUNT].tolist()
     return {
         user: UserState(metadata["method"], {name: vectors[name][row] for name in vectors}, int(counts[row]))
         for row, user in enumerate(users)

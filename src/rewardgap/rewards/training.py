@@ -6,7 +6,7 @@ import json
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,22 @@ CLIP = 1.0
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
 
 _STATE, _VALUE, _LOSSES, _FACTS = "state", "value", "losses", "facts"
+
+
+class FitDefaults(NamedTuple):
+    """How a method is trained through a network unless the caller says otherwise."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+
+    def filled(self, epochs: int | None, batch_size: int | None, learning_rate: float | None) -> FitDefaults:
+        """Return what was given, and the method's own for the rest."""
+        return FitDefaults(
+            self.epochs if epochs is None else epochs,
+            self.batch_size if batch_size is None else batch_size,
+            self.learning_rate if learning_rate is None else learning_rate,
+        )
 
 
 @dataclass(frozen=True)

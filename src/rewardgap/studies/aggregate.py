@@ -258,7 +258,7 @@ def reward_name(spec: RewardModelSpec) -> str:
 
 def _named(row: ResultRow, tables: Tables, spec: RewardModelSpec) -> ResultRow:
     backbone = shown_name(spec.backbone or tables.study.policy)
-    return replace(row, method=spec.label or spec.method, fit_mode=spec.fit_mode, reward_backbone=backbone)
+    return replace(row, method=spec.label or spec.method, fit_mode=spec.mode, reward_backbone=backbone)
 
 
 def _margin(record: dict[str, Any], variant: str) -> float:

@@ -11,9 +11,9 @@ from rewardgap.core.results import BaselineResult, ControlResult, TauResult
 from rewardgap.data.baselines import RANKERS, human_or_machine
 from rewardgap.metrics.policy_accuracy import HEADLINE
 from rewardgap.metrics.rm_accuracy import pair_accuracy
-from rewardgap.rewards.catalog import REWARD_MODELS
 from rewardgap.stats.bootstrap import clustered_mean, paired_difference
 from rewardgap.stats.kendall import tau_bootstrap
+from rewardgap.studies.methods import METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -169,7 +169,7 @@ def control_results(tables: Tables) -> list[ControlResult]:
         personal = [
             (spec, cell)
             for spec, cell in tables.plan.rewards
-            if tables.done(cell) and REWARD_MODELS[spec.method].personal
+            if tables.done(cell) and METHODS[spec.method].personal
         ]
         out += [_swap(tables, spec, cell) for spec, cell in personal]
     return out

@@ -16,8 +16,9 @@ from rewardgap.policies.base import GenerationSettings
 from rewardgap.policies.guided import guided
 from rewardgap.policies.zero_shot import zero_shot
 from rewardgap.rewards.build import reward_model
-from rewardgap.rewards.catalog import build_head
+from rewardgap.rewards.catalog import REWARD_MODELS, build_head
 from rewardgap.rewards.known import KnownReward, KnownUser
+from rewardgap.rewards.model import RewardModel
 
 if TYPE_CHECKING:
     from rewardgap.core.records import PreferencePair
@@ -37,6 +38,26 @@ SPLIT: dict[str, Any] = {
 }
 
 
+ADAPTER_TRAINING: dict[str, Any] = {"epochs": 4, "learning_rate": 1e-2}
+"""How heads and adapters are trained together in the swap test; a method's card may say otherwise."""
+
+
+def swap_spec(spec: RewardModelSpec) -> RewardModelSpec:
+    """Return a reward model as the swap test on synthetic texts fits it.
+
+    What a study sets for a language model (rates, passes over the pairs) says nothing about the small network there.
+    """
+    control = REWARD_MODELS[spec.method].control
+    training = {**ADAPTER_TRAINING, **{k: v for k, v in control.items() if k != "options"}}
+    return spec.model_copy(
+        update={
+            "backbone": None,
+            "options": {**spec.options, **control.get("options", {})},
+            **(training if spec.mode == "lora" else {}),
+        }
+    )
+
+
 def run_shuffled(bench: Workbench, cell: Cell, spec: RewardModelSpec, draws: int) -> None:
     """Refit a head on labels that are flipped by a coin, and rank the true query pairs: one half is expected.
 
@@ -47,6 +68,7 @@ def run_shuffled(bench: Workbench, cell: Cell, spec: RewardModelSpec, draws: int
     folder.clear()
     folder.start()
     model = bench.new_reward_model(spec)
+    assert isinstance(model, RewardModel)
     chosen, rejected = model.pair_features(pairs.train)
     supports = {user: model.pair_features(pairs.support[user]) for user in pairs.adapt_users}
     queries = {user: [item.pair for item in pairs.query[user] if item.pair is not None] for user in pairs.adapt_users}
@@ -112,9 +134,17 @@ def run_synthetic_swap(bench: Workbench, cell: Cell, spec: RewardModelSpec) -> N
     folder.clear()
     folder.start()
     split, queries = _planted(bench.study.seed)
-    model = reward_model(spec.method, load_backbone(SYNTHETIC_WORDS), features=bench.features, **spec.options)
+    policy = load_backbone(SYNTHETIC_WORDS)
+    model = reward_model(spec.method, policy, fit_mode=spec.fit_mode, features=bench.features, **spec.options)
     with bench.progress.task(cell.title, 1) as task:
-        model.fit(split.train, seed=child_seed(bench.study.seed, "fit") % (1 << 31), progress=task)
+        model.fit(
+            split.train,
+            seed=child_seed(bench.study.seed, "fit") % (1 << 31),
+            epochs=spec.epochs,
+            batch_size=spec.batch_size,
+            learning_rate=spec.learning_rate,
+            progress=task,
+        )
     users = sorted(split.adapt_users)
     states = dict(zip(users, model.adapt_all([split.support(user) for user in users]), strict=True))
     follower = dict(zip(users, users[1:] + users[:1], strict=True))

@@ -21,10 +21,12 @@ from rewardgap.decoding.catalog import DECODERS
 from rewardgap.metrics.catalog import METRICS
 from rewardgap.policies.catalog import POLICIES
 from rewardgap.retrieval.catalog import RETRIEVERS
-from rewardgap.rewards.catalog import REWARD_MODELS, build_head
+from rewardgap.rewards.catalog import build_head
+from rewardgap.rewards.model import check_fit_settings
 from rewardgap.studies import controls, stages
 from rewardgap.studies.cells import Cell
 from rewardgap.studies.environment import environment
+from rewardgap.studies.methods import METHODS, config_of, steers
 from rewardgap.studies.spec import expand
 from rewardgap.studies.workbench import Workbench, deal, retriever_of, shown_name, split_hash
 
@@ -95,8 +97,14 @@ def check_names(study: StudySpec) -> None:
     """
     DATASETS[study.data.name]
     for spec in study.reward_models:
-        REWARD_MODELS[spec.method]
-        build_head(spec.method, **spec.options)
+        config_of(METHODS[spec.method], spec.options)
+        if steers(spec.method):
+            build_head(spec.method, **spec.options)
+            check_fit_settings(spec.method, spec.mode or "frozen", spec.epochs, spec.batch_size, spec.learning_rate)
+        elif spec.fit_mode or spec.epochs or spec.batch_size or spec.learning_rate:
+            raise ConfigError(
+                f"{spec.method} is not fitted; it takes no fit_mode, epochs, batch_size or learning_rate."
+            )
     for deployment in expand(study):
         if deployment.kind == "policy":
             if POLICIES[deployment.name].retriever is None and (deployment.shots is not None or deployment.retriever):
@@ -105,6 +113,7 @@ def check_names(study: StudySpec) -> None:
                 )
             if deployment.retriever is not None:
                 RETRIEVERS[deployment.retriever]
+            config_of(POLICIES[deployment.name], deployment.options)
         elif not DECODERS[deployment.name].guided:
             raise ConfigError(f"decoder '{deployment.name}' takes no reward model; use policy: zero_shot.")
     for spec in {model.name: model for model in study.reward_models}.values():
@@ -147,6 +156,7 @@ def make_plan(bench: Workbench) -> Plan:
             **common,
             **deployment.model_dump(exclude={"reward_model"}),
             "retriever": retriever,
+            "options": config_of(POLICIES[deployment.name], deployment.options) if model is None else {},
             "policy": bench.policy.fingerprint,
             "lengths": lengths,
             "score_top_k": bench.settings.score_top_k,
@@ -167,28 +177,27 @@ def make_plan(bench: Workbench) -> Plan:
             )
     draws = study.controls.shuffled_labels
     for spec, cell in plan.rewards:
-        if draws and spec.fit_mode == "frozen":
+        if draws and spec.mode == "frozen":
             key = {**cell.key, "draws": draws}
             plan.shuffled.append((spec, Cell("shuffled", key, f"shuffled labels, {_title(spec)}", needs)))
     if study.controls.synthetic_text:
         key = {"seed": study.seed, "users": controls.USERS, "rows": controls.ROWS, "split": controls.SPLIT}
         plan.synthetic = Cell("synthetic_text", key, "control: oracle guidance on synthetic_text")
         for spec in study.reward_models:
-            if spec.fit_mode == "frozen" and bench.is_personal(spec.method):
+            if METHODS[spec.method].personal and steers(spec.method):
                 title = f"control: swapped states on synthetic_text, {_title(spec)}"
-                plan.planted.append((spec, Cell("synthetic_swap", {**key, **reward_key(spec)}, title)))
+                planted = controls.swap_spec(spec)
+                plan.planted.append((spec, Cell("synthetic_swap", {**key, **reward_key(planted)}, title)))
     return plan
 
 
 def reward_key(spec: RewardModelSpec) -> dict[str, Any]:
     """Return what decides a reward model beside its data and backbone, every default written out."""
-    key: dict[str, Any] = {
-        "method": spec.method,
-        "config": asdict(REWARD_MODELS[spec.method].config(**spec.options)),
-        "fit_mode": spec.fit_mode,
-    }
-    if spec.fit_mode == "lora":
-        key |= spec.model_dump(include={"epochs", "batch_size", "learning_rate"}) | {"lora": asdict(LoraSettings())}
+    config = config_of(METHODS[spec.method], spec.options)
+    key: dict[str, Any] = {"method": spec.method, "config": config, "fit_mode": spec.mode}
+    if spec.mode == "lora":
+        own = build_head(spec.method, **spec.options).defaults
+        key |= own.filled(spec.epochs, spec.batch_size, spec.learning_rate)._asdict() | {"lora": asdict(LoraSettings())}
     return key
 
 
@@ -241,7 +250,7 @@ def run_study(study: StudySpec, root: Path, progress: Progress) -> Finished:
         if plan.synthetic is not None:
             runner.run(plan.synthetic, controls.run_synthetic_text)
         for spec, cell in plan.planted:
-            runner.run(cell, controls.run_synthetic_swap, spec)
+            runner.run(cell, controls.run_synthetic_swap, controls.swap_spec(spec))
         if runner.computed:
             write_json(root / "env.json", environment())
         return Finished(bench, plan, runner.failures, runner.computed)

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rewardgap.core.errors import ConfigError
+from rewardgap.studies.methods import mode_of, steers
 
 PAIRING_RULES = ("closest", "generated", "other_user")
 
@@ -70,28 +71,37 @@ class RewardModelSpec(_Part):
     method: str = Field(description="name in the catalogue of methods")
     label: str | None = Field(None, min_length=1, description="name in results, where a method stands more than once")
     options: dict[str, Any] = Field(default_factory=dict, description="the method's own settings")
-    fit_mode: Literal["frozen", "lora"] = Field("frozen", description="frozen features, or jointly with an adapter")
+    fit_mode: Literal["frozen", "lora"] | None = Field(
+        None, description="frozen features, or jointly with an adapter; the method's own unless given"
+    )
     backbone: str | None = Field(None, description="the policy unless given")
-    epochs: int = Field(1, ge=1, description="passes over the pairs, fit_mode lora")
-    batch_size: int = Field(8, ge=1, description="pairs a step, fit_mode lora")
-    learning_rate: float = Field(1e-4, gt=0, description="of the adapter, fit_mode lora")
+    epochs: int | None = Field(None, ge=1, description="passes over the pairs, with an adapter")
+    batch_size: int | None = Field(None, ge=1, description="pairs a step, with an adapter")
+    learning_rate: float | None = Field(None, gt=0, description="of the adapter")
 
     @property
     def name(self) -> str:
-        """Return the name in results: the label, else the method with its fit mode."""
-        return self.label or (self.method if self.fit_mode == "frozen" else f"{self.method}+{self.fit_mode}")
+        """Return the name in results: the label, else the method, with its fit mode where that is a choice."""
+        chosen = self.fit_mode == "lora" and mode_of(self.method) == "frozen"
+        return self.label or (f"{self.method}+lora" if chosen else self.method)
+
+    @property
+    def mode(self) -> Literal["frozen", "lora"] | None:
+        """Return the fit mode in force; None where nothing is fitted."""
+        return mode_of(self.method, self.fit_mode)
 
 
 class DeploymentSpec(_Part):
     """One line of deployments; lists are expanded into all combinations."""
 
-    policy: str | None = Field(None, description="a deployment without reward model: zero_shot, icl, icl_rag")
+    policy: str | None = Field(None, description="a deployment without reward model: zero_shot, icl, icl_rag, ...")
     decoder: str | None = Field(None, description="a reward-guided decoder, run with every reward model")
     reward_models: list[str] | None = Field(None, description="labels or methods that steer; all unless given")
     guidance_weight: float | list[float] = Field(1.0, description="lambda")
     top_k: int | list[int] = Field(10, description="candidates a step")
     num_demonstrations: int | list[int] | None = Field(None, description="shots")
     retriever: str | None = Field(None, description="which demonstrations")
+    options: dict[str, Any] = Field(default_factory=dict, description="the policy's own settings")
 
     @model_validator(mode="after")
     def _one_kind(self) -> DeploymentSpec:
@@ -100,7 +110,11 @@ class DeploymentSpec(_Part):
         for name, fewest in (("top_k", 1), ("num_demonstrations", 0)):
             if any(number is not None and number < fewest for number in _listed(getattr(self, name))):
                 raise ValueError(f"{name} must be at least {fewest}")
-        other = {"num_demonstrations", "retriever"} if self.decoder else {"guidance_weight", "top_k", "reward_models"}
+        other = (
+            {"num_demonstrations", "retriever", "options"}
+            if self.decoder
+            else {"guidance_weight", "top_k", "reward_models"}
+        )
         useless = sorted(other & self.model_fields_set)
         if useless:
             raise ValueError(f"a {'decoder' if self.decoder else 'policy'} takes no {' and no '.join(useless)}")
@@ -150,6 +164,7 @@ class Deployment(_Part):
     top_k: int | None = None
     retriever: str | None = None
     shots: int | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 def load_study(path: str | Path, overrides: list[str] | None = None) -> StudySpec:
@@ -204,7 +219,10 @@ def expand(study: StudySpec) -> list[Deployment]:
         if spec.policy is not None:
             shots = _listed(spec.num_demonstrations)
             made = [
-                Deployment(kind="policy", name=spec.policy, shots=number, retriever=spec.retriever) for number in shots
+                Deployment(
+                    kind="policy", name=spec.policy, shots=number, retriever=spec.retriever, options=spec.options
+                )
+                for number in shots
             ]
         else:
             assert spec.decoder is not None
@@ -219,18 +237,25 @@ def expand(study: StudySpec) -> list[Deployment]:
 
 
 def _steering(study: StudySpec, spec: DeploymentSpec) -> list[RewardModelSpec]:
-    if not study.reward_models:
+    able = [model for model in study.reward_models if steers(model.method)]
+    if not able:
         raise ConfigError(f"decoder '{spec.decoder}' needs a reward model; list some under reward_models.")
     if spec.reward_models is None:
-        return list(study.reward_models)
-    known = {name for model in study.reward_models for name in (model.name, model.method)}
+        return able
+    judges = [m.name for m in study.reward_models if m not in able and {m.name, m.method} & set(spec.reward_models)]
+    if judges:
+        raise ConfigError(
+            f"deployment '{spec.decoder}' names {judges[0]}, which ranks whole texts and rewards no token; "
+            "leave it out: it ranks pairs and judges what the others write."
+        )
+    known = {name for model in able for name in (model.name, model.method)}
     unknown = [name for name in spec.reward_models if name not in known]
     if unknown:
         raise ConfigError(
             f"deployment '{spec.decoder}' names reward model '{unknown[0]}', which reward_models does not list: "
             f"{', '.join(sorted(known))}."
         )
-    return [m for m in study.reward_models if m.name in spec.reward_models or m.method in spec.reward_models]
+    return [m for m in able if m.name in spec.reward_models or m.method in spec.reward_models]
 
 
 def _listed(value: Any) -> list[Any]:

@@ -12,7 +12,7 @@ from rewardgap.core.errors import DataError, RewardGapError
 from rewardgap.core.seeds import child_seed
 from rewardgap.data.base import AuthoredDataset
 from rewardgap.metrics.catalog import METRICS
-from rewardgap.rewards.state_files import save_states
+from rewardgap.studies.methods import save_ranker_states, steers
 from rewardgap.studies.pairing import Pairer
 from rewardgap.studies.workbench import split_ids
 
@@ -73,20 +73,15 @@ def run_reward_model(bench: Workbench, cell: Cell, spec: RewardModelSpec) -> Non
         model.warm(used, task)
     begin = time.perf_counter()
     with bench.progress.task(cell.title, 1) as task:
-        model.fit(
-            pairs.train,
-            seed=child_seed(bench.study.seed, "fit") % (1 << 31),
-            epochs=spec.epochs,
-            batch_size=spec.batch_size,
-            learning_rate=spec.learning_rate,
-            checkpoint=checkpoint,
-            progress=task,
-        )
+        settings: dict[str, Any] = {}
+        if steers(spec.method):
+            settings = spec.model_dump(include={"epochs", "batch_size", "learning_rate"}) | {"checkpoint": checkpoint}
+        model.fit(pairs.train, seed=bench.fit_seed, progress=task, **settings)
     fitted = time.perf_counter()
     users = pairs.adapt_users
     states = dict(zip(users, model.adapt_all([pairs.support[user] for user in users]), strict=True))
     adapted = time.perf_counter()
-    known = set(model.head.users)
+    known = set(model.users)
     valid = [pair for pair in pairs.valid if pair.user_id in known]
     rows = _margins("seen", valid, model.margins(valid, [model.state_of(pair.user_id) for pair in valid]))
     query = pairs.query_pairs
@@ -97,10 +92,10 @@ def run_reward_model(bench: Workbench, cell: Cell, spec: RewardModelSpec) -> Non
         rows += _margins("other_state", query, swapped)
     folder.append(rows)
     model.save(folder.path / "model")
-    save_states(folder.path / "states.safetensors", model, states)
+    save_ranker_states(folder.path / "states.safetensors", model, states)
     facts = {
         "reward_scale": model.scale,
-        "diagnostics": model.head.diagnostics,
+        "diagnostics": model.diagnostics,
         "seconds_fit": fitted - begin,
         "seconds_adapt_per_user": (adapted - fitted) / max(1, len(users)),
         "missing_seen": len(pairs.valid) - len(valid),
@@ -194,7 +189,7 @@ def encode_written(bench: Workbench, written: Sequence[Cell], specs: Sequence[Re
         for cell in written
         for record in bench.folder(cell).records()
     ]
-    frozen = {spec.backbone or bench.study.policy: spec for spec in specs if spec.fit_mode == "frozen"}
+    frozen = {spec.backbone or bench.study.policy: spec for spec in specs if spec.mode == "frozen"}
     for spec in frozen.values():
         with bench.progress.task("encode completions for the judges", len(items)) as task:
             try:

@@ -19,22 +19,24 @@ from rewardgap.data.catalog import load_dataset
 from rewardgap.data.splits import split_users
 from rewardgap.decoding.catalog import DECODERS
 from rewardgap.policies.base import GenerationSettings
-from rewardgap.policies.catalog import POLICIES
+from rewardgap.policies.catalog import POLICIES, build_judge
+from rewardgap.policies.chat_models import LocalChat
 from rewardgap.policies.guided import Guided
+from rewardgap.policies.zero_shot import zero_shot
 from rewardgap.rewards.build import load_reward_model, reward_model
-from rewardgap.rewards.catalog import REWARD_MODELS
-from rewardgap.rewards.state_files import load_states
+from rewardgap.rewards.model import RewardModel
 from rewardgap.studies.cells import Cell, CellFolder
+from rewardgap.studies.methods import load_ranker_states, steers
 from rewardgap.studies.spec import expand, filled
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rewardgap.backbones.hf import Backbone
     from rewardgap.data.partition import Split
     from rewardgap.policies.base import AdaptedPolicy
-    from rewardgap.rewards.model import RewardModel
     from rewardgap.rewards.states import UserState
+    from rewardgap.studies.methods import Ranker
     from rewardgap.studies.progress import Progress
     from rewardgap.studies.spec import Deployment, RewardModelSpec, StudySpec
 
@@ -97,8 +99,8 @@ class Workbench:
         self.features = FeatureCache()
         self.traces = TraceCache()
         self._backbones: dict[str, Backbone] = {}
-        self._fitted: dict[str, RewardModel] = {}
-        self._states: dict[str, dict[str, UserState]] = {}
+        self._fitted: dict[str, Ranker] = {}
+        self._states: dict[str, Mapping[str, UserState]] = {}
         self.pairs: StudyPairs | None = None
 
     @cached_property
@@ -177,8 +179,16 @@ class Workbench:
         """Return where a cell's artefacts lie."""
         return CellFolder(self.root, cell)
 
-    def new_reward_model(self, spec: RewardModelSpec) -> RewardModel:
-        """Return a reward model that is not fitted."""
+    def new_reward_model(self, spec: RewardModelSpec) -> Ranker:
+        """Return a reward model or judge that is not fitted."""
+        if not steers(spec.method):
+            return build_judge(
+                spec.method,
+                LocalChat(self.reward_backbone(spec)),
+                prompt_template=self.settings.prompt_template,
+                opponent=zero_shot(self.policy, settings=self.settings),
+                **spec.options,
+            )
         return reward_model(
             spec.method,
             self.reward_backbone(spec),
@@ -189,39 +199,48 @@ class Workbench:
             **spec.options,
         )
 
-    def fitted(self, cell: Cell, spec: RewardModelSpec) -> RewardModel:
-        """Return the reward model that a finished cell left."""
-        if cell.id not in self._fitted:
+    def fitted(self, cell: Cell, spec: RewardModelSpec) -> Ranker:
+        """Return the reward model or judge that a finished cell left."""
+        if cell.id not in self._fitted and not steers(spec.method):
+            self._fitted[cell.id] = self.new_reward_model(spec).fit(self.study_pairs().train, seed=self.fit_seed)
+        elif cell.id not in self._fitted:
             model = load_reward_model(self.folder(cell).path / "model", self.reward_backbone(spec))
             model.features = self.features
             self._fitted[cell.id] = model
         return self._fitted[cell.id]
 
-    def states(self, cell: Cell, spec: RewardModelSpec) -> dict[str, UserState]:
+    def states(self, cell: Cell, spec: RewardModelSpec) -> Mapping[str, UserState]:
         """Return the adapt users' states that a finished cell left."""
         if cell.id not in self._states:
             path = self.folder(cell).path / "states.safetensors"
-            self._states[cell.id] = load_states(path, self.fitted(cell, spec))
+            self._states[cell.id] = load_ranker_states(path, self.fitted(cell, spec))
         return self._states[cell.id]
 
-    def deployed(self, deployment: Deployment, reward_cell: Cell | None) -> tuple[AdaptedPolicy, dict[str, Any]]:
+    def deployed(self, deployment: Deployment, reward_cell: Cell | None) -> tuple[AdaptedPolicy, Mapping[str, Any]]:
         """Return a deployment and the state of each adapt user."""
         if deployment.reward_model is None:
             card = POLICIES[deployment.name]
             policy = card.build(
-                self.policy, self.settings, self.traces, deployment.shots, deployment.retriever or card.retriever
+                self.policy,
+                self.settings,
+                self.traces,
+                deployment.shots,
+                deployment.retriever or card.retriever,
+                **deployment.options,
             )
             supports = self.study_pairs().shown
             return policy, {user: policy.adapt(support) for user, support in supports.items()}
         assert reward_cell is not None
         decoder = DECODERS[deployment.name].build(guidance_weight=deployment.guidance_weight, top_k=deployment.top_k)
         reward = self.fitted(reward_cell, deployment.reward_model)
+        assert isinstance(reward, RewardModel)
         policy = Guided(self.policy, decoder, self.settings, reward=reward, traces=self.traces)
         return policy, self.states(reward_cell, deployment.reward_model)
 
-    def is_personal(self, method: str) -> bool:
-        """Return whether a method tells users apart."""
-        return REWARD_MODELS[method].personal
+    @property
+    def fit_seed(self) -> int:
+        """Return the seed of every fit."""
+        return child_seed(self.study.seed, "fit") % (1 << 31)
 
 
 def retriever_of(deployment: Deployment) -> str | None:

@@ -115,7 +115,8 @@ def decode(
                     rows = candidates.tolist()
                     nodes = session.extend([siblings(r, tip) for r, tip in zip(rows, session.tips, strict=True)])
                 rewards = guide.candidates(candidates, nodes).double()
-                rewards = torch.where(torch.isin(candidates, ends), values[:, None], rewards)
+                if not guide.rewards_ends:
+                    rewards = torch.where(torch.isin(candidates, ends), values[:, None], rewards)
                 _check_rewards(rewards, alive)
                 scores = guided_scores(fluency, rewards, decoder.guidance_weight)
             uniforms = (

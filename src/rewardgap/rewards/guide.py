@@ -26,10 +26,12 @@ class Guide(Protocol):
     """Rewards of candidate next tokens for a batch of users, one step at a time.
 
     `reads_policy` says whether rewards are read on the policy's own hidden states; such a guide gets them, any other
-    keeps a session of its own.
+    keeps a session of its own. `rewards_ends` says whether an end token has a reward of its own; where it has not, it
+    takes that of the prefix it closes.
     """
 
     reads_policy: bool
+    rewards_ends: bool
 
     def start(self, policy_states: torch.Tensor) -> torch.Tensor:
         """Return the reward of each bare prompt, (B,), given the policy's states (B, D) at the prompts' ends."""
@@ -101,6 +103,7 @@ class PolicyStateGuide:
     """
 
     reads_policy = True
+    rewards_ends = False
     forwards = 0
     tokens = 0
 
@@ -137,6 +140,7 @@ class BackboneGuide:
     """
 
     reads_policy = False
+    rewards_ends = False
 
     def __init__(
         self,
@@ -195,6 +199,7 @@ class PrefixGuide:
     """
 
     reads_policy = False
+    rewards_ends = False
     forwards = 0
     tokens = 0
 

@@ -11,6 +11,7 @@ import torch
 from command import lines, ok, refused, write_rows
 
 import rewardgap as rg
+from rewardgap.rewards.catalog import REWARD_MODELS
 from standins import save_hub_folder, tiny_model, tiny_tokenizer
 
 if TYPE_CHECKING:
@@ -103,6 +104,31 @@ def test_two_opposite_users_get_opposite_margins(model: Path, files: Path) -> No
 
 def test_limit_takes_the_first_rows(model: Path, files: Path) -> None:
     assert scored(model, files, "--limit", 2)["pairs"] == scored(model, files)["pairs"][:2]
+
+
+WITH_ADAPTER = [(card.name, "lora") for card in REWARD_MODELS if card.family == "head"]
+
+
+@pytest.mark.parametrize(("method", "mode"), [*((card.name, None) for card in REWARD_MODELS), *WITH_ADAPTER])
+def test_every_method_goes_through_the_single_verbs(
+    method: str, mode: str | None, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fit, adapt, score and generate, each a process of its own for a user: nothing is carried but the files."""
+    monkeypatch.setenv("REWARDGAP_CACHE", str(tmp_path / "cache"))
+    few = ("--set", "user_steps=2") if (method, mode) == ("mpu", "lora") else ()
+    fitted = ("--data", files / "prefs.jsonl", "--method", method, "--backbone", "synthetic-words", *few, *ONE)
+    ok("fit", *fitted, *(("--fit-mode", mode) if mode else ()), "--output", tmp_path / "m")
+    states = tmp_path / "states.safetensors"
+    ok("adapt", tmp_path / "m", "--data", files / "support.jsonl", "--output", states, *ONE)
+    judged = ("--data", files / "pairs.jsonl", "--states", states, "--json", *ONE)
+    found = json.loads(ok("score", tmp_path / "m", *judged).stdout)
+    assert len(found["pairs"]) == 12
+    assert all(np.isfinite(record["margin"]) for record in found["pairs"])
+    again = json.loads(ok("score", tmp_path / "m", *judged).stdout)
+    assert again["pairs"] == found["pairs"]
+    prompts = ("--prompts", files / "prompts.jsonl", "--model", tmp_path / "m", "--states", states)
+    written = lines(ok("generate", "synthetic-words", *prompts, "--max-new-tokens", 4, *ONE).stdout)
+    assert len(written) == 8
 
 
 def test_a_model_without_users_says_nothing_of_cold_starts(files: Path, tmp_path: Path) -> None:

@@ -176,6 +176,28 @@ def test_guided_tokens_are_those_of_the_slow_loop(variant: str) -> None:
         assert fast[row].reward == pytest.approx(slow.reward, abs=1e-9)
 
 
+@pytest.mark.parametrize("variant", ["p_dpo", "genarm_mixture"])
+def test_an_end_token_is_chosen_for_its_own_reward(variant: str) -> None:
+    """Every token under 120 ends the text: greedy paths over the whole vocabulary, and the reward they end with."""
+    model, policy = shared(variant), text_backbone("llama")
+    states, ends, weight = users(model), tuple(range(120)), 2 * model.nats_weight
+    ids = [list(policy.encoder.encode_prompt(prompt)) for prompt in PROMPTS]
+    session = TrieSession(policy, 3, 800)
+    tips = session.prefill(ids)
+    guide = model.guide(policy, PROMPTS, ids, states, 20)
+    found = decode(session, tips, ArgsGreedy(weight, policy.vocabulary), StopRule(ends, 6), guide=guide)
+    assert any(row.ended for row in found)
+    for row, prompt in enumerate(PROMPTS):
+        path: list[int] = []
+        while len(path) < 6 and (not path or path[-1] >= 120):
+            law = plain_laws(policy.model, torch.zeros(0, 24), tuple(ids[row]), path)[-1]
+            path.append(int((law + weight * plain_token_rewards(model, states[row], prompt, path)[-1]).argmax()))
+        assert found[row].ids == [token for token in path if token >= 120]
+        assert found[row].ended == (path[-1] < 120)
+        laws = plain_token_rewards(model, states[row], prompt, path[:-1])
+        assert found[row].reward == pytest.approx(float(sum(laws[t, v] for t, v in enumerate(path))), abs=1e-9)
+
+
 @pytest.mark.parametrize("variant", ["p_dpo", "genarm", "genarm_mixture"])
 def test_policy_scores_are_those_of_one_forward_a_number(variant: str) -> None:
     model, policy = shared(variant), text_backbone("llama")

@@ -24,7 +24,7 @@ from rewardgap.core.errors import DataError, ModelError
 from rewardgap.core.records import PreferencePair
 from rewardgap.numerics.bradley_terry import pair_loss
 from rewardgap.rewards.global_bt import GlobalBT
-from rewardgap.rewards.joint import fit_joint, pair_states
+from rewardgap.rewards.joint import fit_joint, pair_states, token_states
 from rewardgap.rewards.training import Schedule
 from standins import ARCHITECTURES, text_backbone, tiny_backbone, without_packing
 
@@ -252,3 +252,48 @@ def test_adapters_share_the_weights_of_their_base() -> None:
             parameter.zero_()
         assert torch.equal(tree_states(one, [TREE]), before)
         assert not torch.equal(tree_states(base, [TREE]), before)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_states_of_every_token_are_those_of_separate_rows(architecture: str) -> None:
+    """And what counts is what stands from the first difference on."""
+    backbone = text_backbone(architecture)
+    pairs = [
+        *PAIRS,
+        PreferencePair(user_id="u", example_id="x", prompt="Why?", chosen="red one two", rejected="red one three"),
+    ]
+    chosen, rejected, chosen_mask, rejected_mask = token_states(backbone, pairs, PromptLimit())
+    for row, pair in enumerate(pairs):
+        ids = list(backbone.encoder.encode_prompt(pair.prompt))
+        tails = [list(backbone.encoder.encode_completion(text)) for text in (pair.chosen, pair.rejected)]
+        same = next((t for t, (a, b) in enumerate(zip(*tails, strict=False)) if a != b), min(map(len, tails)))
+        for states, mask, tail in ((chosen, chosen_mask, tails[0]), (rejected, rejected_mask, tails[1])):
+            with torch.no_grad():
+                plain = backbone.hidden_unpacked([ids + tail])[0][len(ids) - (not tail) :]
+            length = max(1, len(tail))
+            torch.testing.assert_close(states[row, :length].detach(), plain, rtol=0, atol=1e-9)
+            first = min(same, length - 1)
+            assert mask[row].tolist() == [first <= t < length for t in range(mask.shape[1])]
+
+
+def test_a_head_that_reads_tokens_is_trained_on_them() -> None:
+    """The last token alone, through the loop of tokens, is the loop of last tokens, to the bit of the loss."""
+
+    class OnTokens(GlobalBT):
+        @property
+        def reads_tokens(self) -> bool:
+            return True
+
+        def token_losses(self, chosen: Any, rejected: Any, chosen_mask: Any, rejected_mask: Any, users: Any) -> Any:
+            rows = torch.arange(len(users))
+            ends = [mask.shape[1] - 1 - mask.flip(1).int().argmax(1) for mask in (chosen_mask, rejected_mask)]
+            return self.losses(chosen[rows, ends[0]], rejected[rows, ends[1]], users)
+
+    base = text_backbone(dtype=torch.float32)
+    heads = [GlobalBT(), OnTokens()]
+    for head in heads:
+        adapted = attach_lora(base, LoraSettings(4, 8, 0.1), 0)
+        joint(adapted, head, tokens_of=lambda network, pairs: token_states(network, pairs, PromptLimit()))
+    assert heads[0].history is not None and heads[1].history is not None
+    np.testing.assert_allclose(heads[0].history.loss, heads[1].history.loss, rtol=1e-5)
+    torch.testing.assert_close(heads[0].basis, heads[1].basis, rtol=1e-4, atol=1e-6)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from rewardgap.core.errors import ConfigError, DataError, ModelError
 from rewardgap.rewards.state_files import StateTable, load_states, save_states
-from rewardgap.rewards.states import UserState
+from rewardgap.rewards.states import UserState, state_from_bytes, state_to_bytes
 
 
 class Model:
@@ -98,3 +98,12 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: Any) -> None:
         StateTable(path)
     with pytest.raises(ModelError, match="does not exist; `rewardgap adapt` writes one"):
         StateTable(tmp_path / "none")
+
+
+def test_one_state_is_bytes_and_back() -> None:
+    for state in (*states(3).values(), UserState("m", {}, 4)):
+        assert state_from_bytes(state_to_bytes(state)) == state
+    whole = state_to_bytes(states(1)["user 0"])
+    for damaged in (b"", whole[:20], whole[:-4], b"\0" * 40):
+        with pytest.raises(DataError, match="the state of a user is damaged"):
+            state_from_bytes(damaged)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -18,7 +18,8 @@ class PolicyCard:
 
     `build(backbone, settings, traces, num_demonstrations, retriever)` makes it; the last two are None where the study
     does not give them, and `options` says what they mean. `baseline` marks the one that win rates are over. Where there
-    is a `config`, a dataclass of further settings with their meanings, `build` takes each of them by keyword too.
+    is a `config`, a dataclass of further settings with their meanings, `build` takes each of them by keyword too. Where
+    adapting to a user is work, `state_format` keeps what came of it: (to bytes, from bytes).
     """
 
     name: str
@@ -33,6 +34,7 @@ class PolicyCard:
     baseline: bool = False
     options: Mapping[str, str] = field(default_factory=dict)
     config: type | None = None
+    state_format: tuple[Callable[[Any], bytes], Callable[[bytes], Any]] | None = None
 
 
 @dataclass(frozen=True)

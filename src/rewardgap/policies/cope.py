@@ -14,7 +14,7 @@ from rewardgap.policies.base import AdaptedPolicy, GenerationSettings, PolicyRun
 from rewardgap.policies.cards import PolicyCard
 from rewardgap.policies.user_training import OwnText, TrainingSettings, UserTrainer, is_number
 from rewardgap.rewards.base import meaning
-from rewardgap.rewards.states import UserState
+from rewardgap.rewards.states import UserState, state_from_bytes, state_to_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -233,5 +233,6 @@ CARD = PolicyCard(
         "best has no density.",
     ),
     personal=True,
+    state_format=(state_to_bytes, state_from_bytes),
     config=CoPeConfig,
 )

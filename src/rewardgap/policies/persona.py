@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from rewardgap.core.errors import DataError
 from rewardgap.core.records import Message, Prompt, pair_to_json, prompt_messages
+from rewardgap.core.store import canonical_json
 from rewardgap.decoding.plain import Greedy
 from rewardgap.policies.asking import LABELS, PairAsker, most_that_fit
 from rewardgap.policies.base import AdaptedPolicy, GenerationSettings, Prepared
@@ -239,6 +241,10 @@ CARD = PolicyCard(
         "chat turns.",
     ),
     personal=True,
+    state_format=(
+        lambda state: canonical_json(state.to_json()).encode(),
+        lambda payload: PersonaState.from_json(json.loads(payload)),
+    ),
     options={
         "num_demonstrations": "shots, at most; 4 unless given",
         "retriever": "which of them, most useful first; the most recent unless given",

@@ -13,6 +13,7 @@ from rewardgap.backbones.features import Item, PromptLimit, encode_texts, prompt
 from rewardgap.backbones.session import TrieSession, tree_states
 from rewardgap.backbones.traces import NodeStates, TraceCache, node_room, node_states
 from rewardgap.backbones.trie import chain
+from rewardgap.core.errors import ConfigError
 from rewardgap.rewards.guide import BackboneGuide
 from rewardgap.rewards.model import RewardModel
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from rewardgap.core.records import PreferencePair, Prompt
     from rewardgap.rewards.base import Head
     from rewardgap.rewards.guide import Guide, NodeRewards
+    from rewardgap.rewards.joint import Tokens
     from rewardgap.rewards.states import UserState
 
 NO_PROMPT = ""
@@ -53,6 +55,14 @@ class ApartModel(RewardModel):
     def training_states(self, backbone: Backbone, pairs: Sequence[PreferencePair]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (B, 2 D) states of chosen and rejected, with gradient; each prompt is read once."""
         return apart_states(backbone, pairs, self.limit)
+
+    def training_tokens(self, backbone: Backbone, pairs: Sequence[PreferencePair]) -> Tokens:
+        """Refuse: a row of features holds one state of the completion.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(f"{self.method} reads completions apart from prompts and trains on their last token alone.")
 
     def prefix_rewards(self, prompt: Prompt, completion: str, state: UserState) -> NDArray[np.float64]:
         """Return (T + 1,) rewards of every prefix of a completion's T tokens; index 0 is the empty completion."""

@@ -162,6 +162,26 @@ class Head(ABC):
         for name, tensor in self.tensors().items():
             setattr(self, name, tensor.detach())
 
+    @property
+    def reads_tokens(self) -> bool:
+        """Say whether training together with a backbone reads every token of a completion; then see `token_losses`."""
+        return False
+
+    def token_losses(
+        self,
+        chosen: torch.Tensor,
+        rejected: torch.Tensor,
+        chosen_mask: torch.Tensor,
+        rejected_mask: torch.Tensor,
+        user_index: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the (N,) losses of pairs of training users from the features of every token, (N, T, D) and (N, T', D).
+
+        Raises:
+            NotImplementedError: unless the method has `reads_tokens`.
+        """
+        raise NotImplementedError(f"{self.name} reads the last token alone")
+
     def losses(self, chosen: torch.Tensor, rejected: torch.Tensor, user_index: torch.Tensor) -> torch.Tensor:
         """Return the (N,) losses of (N, D) pairs of training users, differentiable in features and parameters."""
         return pair_loss(self.train_rewards(chosen, user_index) - self.train_rewards(rejected, user_index))

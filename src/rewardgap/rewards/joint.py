@@ -9,6 +9,8 @@ import torch
 from rewardgap.backbones.features import encode_texts, prompt_tree
 from rewardgap.backbones.lora import adapter_parameters
 from rewardgap.backbones.session import tree_states
+from rewardgap.backbones.trie import Block, build_trie, chain
+from rewardgap.core.errors import ConfigError
 from rewardgap.core.records import pair_to_json
 from rewardgap.core.seeds import child_seed
 from rewardgap.rewards.fitting import pair_weights
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from rewardgap.rewards.training import Schedule
 
     StatesOf: TypeAlias = Callable[[Backbone, Sequence[PreferencePair]], tuple[torch.Tensor, torch.Tensor]]
+    Tokens: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+    TokensOf: TypeAlias = Callable[[Backbone, Sequence[PreferencePair]], Tokens]
 
 WEIGHT_DECAY = 0.01
 
@@ -39,6 +43,7 @@ def fit_joint(
     *,
     initial: tuple[NDArray[np.float32], NDArray[np.float32]],
     states_of: StatesOf,
+    tokens_of: TokensOf | None = None,
     schedule: Schedule,
     learning_rate: float,
     checkpoint: Path | None = None,
@@ -57,6 +62,7 @@ def fit_joint(
         pairs: of the training users.
         initial: (N, D) features of chosen and rejected under the base backbone, for the frame.
         states_of: (backbone, pairs) -> (B, D) states of chosen and of rejected, with gradient.
+        tokens_of: the same for every token, as `token_states`; for heads that read tokens.
         schedule: epochs, pairs a step, and the seed, which decides the head's initialisation too.
         learning_rate: of the adapter; the head's groups have their own.
         checkpoint: where an unfinished fit is kept.
@@ -74,12 +80,19 @@ def fit_joint(
     ]
     groups += [{"params": g["params"], "lr": g["lr"], "weight_decay": 0.0} for g in head.parameters()]
 
+    def losses_of(rows: list[int]) -> torch.Tensor:
+        batch, users = [pairs[row] for row in rows], index[rows].to(backbone.device)
+        if not head.reads_tokens:
+            return head.losses(*states_of(backbone, batch), users)
+        if tokens_of is None:
+            raise ConfigError(f"{head.name} trains on every token, which this model does not read; use only_last.")
+        return head.token_losses(*tokens_of(backbone, batch), users)
+
     def loss_of(rows: list[int]) -> torch.Tensor:
-        chosen, rejected = states_of(backbone, [pairs[row] for row in rows])
         # Weights are those of the whole set, so that a step's gradient is an unbiased part of its gradient.
         share = weights[rows] * (len(pairs) / len(rows))
-        losses_of = head.losses(chosen, rejected, index[rows].to(chosen.device))
-        return (share.to(losses_of) * losses_of).sum() + head.penalty()
+        found = losses_of(rows)
+        return (share.to(found) * found).sum() + head.penalty()
 
     whole = [head.name, head.config(), backbone.fingerprint, [pair_to_json(pair) for pair in pairs], identity]
     backbone.model.train()
@@ -109,3 +122,31 @@ def pair_states(
     rows = torch.arange(len(pairs), device=states.device)
     places = torch.tensor(ends, device=states.device)
     return states[rows, places[:, 0]], states[rows, places[:, 1]]
+
+
+def token_states(backbone: Backbone, pairs: Sequence[PreferencePair], limit: PromptLimit) -> Tokens:
+    """Return the states of every token of chosen and rejected, with gradient, each prompt read once.
+
+    Returns:
+        (B, T, D) of chosen, (B, T', D) of rejected, and for each which tokens count, (B, T) and (B, T'): those from the
+        first at which the two completions differ. A completion that the other one begins with counts by its last
+        token, an empty one by the end of the prompt.
+    """
+    blocks, paths = [], []
+    for pair in pairs:
+        ids, tails = encode_texts(backbone, pair.prompt, (pair.chosen, pair.rejected), limit)
+        trie = build_trie(tails)
+        head, tail = chain(ids, -1, 0), trie.block(parent=len(ids) - 1, start=len(ids))
+        blocks.append(Block(head.tokens + tail.tokens, head.parents + tail.parents))
+        nodes = [[len(ids) + node for node in path] or [len(ids) - 1] for path in trie.paths]
+        same = next((t for t, (a, b) in enumerate(zip(*nodes, strict=False)) if a != b), min(map(len, nodes)))
+        paths.append([(side, min(same, len(side) - 1)) for side in nodes])
+    states = tree_states(backbone, blocks)
+    sides = []
+    for number in (0, 1):
+        longest = max(len(path[number][0]) for path in paths)
+        places = torch.tensor([path[number][0] + [0] * (longest - len(path[number][0])) for path in paths])
+        counts = [[first <= t < len(side) for t in range(longest)] for side, first in (path[number] for path in paths)]
+        rows = torch.arange(len(pairs), device=states.device)[:, None]
+        sides.append((states[rows, places.to(states.device)], torch.tensor(counts, device=states.device)))
+    return sides[0][0], sides[1][0], sides[0][1], sides[1][1]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rewardgap.core.records import PreferencePair, Prompt
     from rewardgap.rewards.base import Head
     from rewardgap.rewards.guide import Guide
+    from rewardgap.rewards.joint import Tokens
     from rewardgap.rewards.states import UserState
 
 FitMode: TypeAlias = Literal["frozen", "lora"]
@@ -138,6 +139,7 @@ class RewardModel:
             pairs,
             initial=(chosen, rejected),
             states_of=self.training_states,
+            tokens_of=self.training_tokens,
             identity=vars_of(self.limit),
             schedule=Schedule(settings.epochs, settings.batch_size, seed),
             learning_rate=settings.learning_rate,
@@ -306,6 +308,12 @@ class RewardModel:
         from rewardgap.rewards.joint import pair_states
 
         return pair_states(backbone, pairs, self.limit)
+
+    def training_tokens(self, backbone: Backbone, pairs: Sequence[PreferencePair]) -> Tokens:
+        """Return the states of every token of chosen and rejected, and which of them count, as `token_states`."""
+        from rewardgap.rewards.joint import token_states
+
+        return token_states(backbone, pairs, self.limit)
 
     def warm(self, pairs: Sequence[PreferencePair], progress: Callable[[int, int], None] | None = None) -> None:
         """Encode the texts of pairs ahead of time; what asks for them later finds them."""

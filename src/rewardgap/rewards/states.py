@@ -82,6 +82,32 @@ def states_to_tensors(states: Mapping[str, UserState]) -> tuple[dict[str, torch.
     return tensors, {"method": first.method, "users": json.dumps([user for user, _ in table])}
 
 
+def state_to_bytes(state: UserState) -> bytes:
+    """Return one state as a safetensors file's content."""
+    from safetensors.torch import save
+
+    tensors, metadata = states_to_tensors({"": state})
+    payload: bytes = save(tensors, metadata)
+    return payload
+
+
+def state_from_bytes(payload: bytes) -> UserState:
+    """Read what `state_to_bytes` gave.
+
+    Raises:
+        DataError: if it is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        size = int.from_bytes(payload[:8], "little")
+        metadata = json.loads(payload[8 : 8 + size]).get("__metadata__", {})
+        return states_from_tensors(load(payload), metadata)[""]
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise DataError(f"the state of a user is damaged ({error}); adapt again.") from error
+
+
 def states_from_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> dict[str, UserState]:
     """Read what `states_to_tensors` gave.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import accumulate
+from statistics import fmean, variance
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,8 +47,8 @@ def minimise_stochastic(
 
     Returns:
         After each step, the mean of the estimates of the last pass (of the last 20 steps, where a pass is shorter): one
-        estimate alone says little. Nothing but the number of steps stops it, and it counts as converged when the last
-        tenth of them lowered that mean by less than 1 %.
+        estimate alone says little. Nothing but the number of steps stops it, and it counts as converged where the last
+        tenth of the estimates is lower than the tenth before by less than 1 %, or by less than two standard errors.
 
     Raises:
         DataError: if the objective is not finite; the message names the step.
@@ -60,9 +61,7 @@ def minimise_stochastic(
     for step in range(steps):
         estimates.append(_step(optimiser, parameters, batch_objective(next(rows), step / steps), step))
         schedule.step()
-    losses = trailing_means(estimates, max(20, math.ceil(num_rows / batch_size)))
-    before = losses[-1 - len(losses) // 10]
-    return FitTrace(losses, losses[-1] > before - 0.01 * abs(before))
+    return FitTrace(_smoothed(estimates, num_rows, batch_size), _stands_still(estimates))
 
 
 def minimise_held_out(
@@ -73,6 +72,7 @@ def minimise_held_out(
     num_rows: int,
     max_steps: int,
     patience: int,
+    judge_from: int,
     batch_size: int,
     generator: torch.Generator,
 ) -> FitTrace:
@@ -90,12 +90,13 @@ def minimise_held_out(
         num_rows: N, from which rows are drawn.
         max_steps: limit on the steps taken.
         patience: steps without a lower held-out loss that end the fit; at least 20.
+        judge_from: steps before the first look, for what is annealed: a parameter of another objective is not kept.
         batch_size: rows a step; all N where there are fewer.
         generator: of the order of rows, on the CPU.
 
     Returns:
         The trace as of `minimise_stochastic`; converged where patience ended it. The parameters are the average that
-        had the lowest held-out loss.
+        had the lowest held-out loss; the last one where `max_steps` left no time to look.
 
     Raises:
         ConfigError: if patience is too short for one look at the held-out pairs.
@@ -112,22 +113,22 @@ def minimise_held_out(
     best, best_step, best_loss = average, 0, math.inf
     estimates: list[float] = []
     rows = batches(num_rows, batch_size, generator)
-    while len(estimates) < max_steps and len(estimates) - best_step < patience:
+    while len(estimates) < max_steps and len(estimates) - max(best_step, judge_from) < patience:
         step = len(estimates)
         estimates.append(_step(optimiser, parameters, batch_objective(next(rows), step), step))
         schedule.step()
         # A young average forgets faster, or it would be made of the start.
         weight = 1 - min(AVERAGING, (1 + step) / (10 + step))
         average = [old.lerp(new.detach(), weight) for old, new in zip(average, parameters, strict=True)]
-        if (step + 1) % CHECK_EVERY == 0:
+        if step + 1 >= judge_from and (step + 1) % CHECK_EVERY == 0:
             present = _exchange(parameters, average)
             loss = held_out_loss()
             _exchange(parameters, present)
             if loss < best_loss:
                 best, best_step, best_loss = average, step + 1, loss
     _exchange(parameters, best if best_step else average)
-    losses = trailing_means(estimates, max(20, math.ceil(num_rows / batch_size)))
-    return FitTrace(losses, len(estimates) - best_step >= patience)
+    losses = _smoothed(estimates, num_rows, batch_size)
+    return FitTrace(losses, len(estimates) - max(best_step, judge_from) >= patience)
 
 
 def _adamw(groups: Sequence[Mapping[str, Any]]) -> torch.optim.AdamW:
@@ -148,6 +149,19 @@ def _step(
     torch.nn.utils.clip_grad_norm_(parameters, CLIP)
     optimiser.step()
     return number
+
+
+def _smoothed(estimates: Sequence[float], num_rows: int, batch_size: int) -> list[float]:
+    return trailing_means(estimates, max(20, math.ceil(num_rows / batch_size)))
+
+
+def _stands_still(estimates: Sequence[float]) -> bool:
+    tenth = len(estimates) // 10
+    if tenth < 2:
+        return False
+    before, last = estimates[-2 * tenth : -tenth], estimates[-tenth:]
+    noise = math.sqrt((variance(before) + variance(last)) / tenth)
+    return fmean(before) - fmean(last) < max(0.01 * abs(fmean(before)), 2 * noise)
 
 
 def _exchange(parameters: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> list[torch.Tensor]:

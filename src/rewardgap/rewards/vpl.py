@@ -101,7 +101,7 @@ class VPL(Head):
         context: int = 8,
         long_support: LongSupport = "error",
         beta: float | None = None,
-        kl_warm_up: int = 300,
+        kl_warm_up: int = 100,
         free_bits: float = 0.0,
         swap_guide: float = 0.0,
         held_out: float = 0.125,
@@ -257,15 +257,13 @@ class VPL(Head):
         if found["active_units"] == 0:
             warnings.warn(
                 f"{self.name}: none of {self.latent} latent dimensions differs between the {len(self.users)} training "
-                "users: the posterior has collapsed and everybody gets one reward. Lower beta, or set free_bits or "
-                "swap_guide.",
+                "users: the posterior has collapsed and everybody gets one reward. Lower beta, or set free_bits.",
                 stacklevel=4,
             )
         elif found["swap_gap"] <= 0:
             warnings.warn(
                 f"{self.name}: the training pairs are predicted as well with another user's latent as with the own one "
-                f"(swap_gap {found['swap_gap']:.4f}): the decoder does not read it. Give more pairs a user, or set "
-                "swap_guide.",
+                f"(swap_gap {found['swap_gap']:.4f}): the decoder does not read it. More pairs or more users may help.",
                 stacklevel=4,
             )
 
@@ -360,7 +358,7 @@ class VPLConfig:
     beta: float | None = field(
         default=None, metadata=meaning("weight of the KL in nats a pair; none for 1e-4 times latent / 32")
     )
-    kl_warm_up: int = field(default=300, metadata=meaning("steps over which the weight of the KL rises from zero"))
+    kl_warm_up: int = field(default=100, metadata=meaning("steps over which the weight of the KL rises from zero"))
     free_bits: float = field(default=0.0, metadata=meaning("nats of KL a dimension that cost nothing"))
     swap_guide: float = field(
         default=0.0, metadata=meaning("pull of a context and its swapped twin to opposite latents, in nats a pair")
@@ -391,7 +389,7 @@ CARD = MethodCard(
         "may hold the target. Features carry no prompt, so pairs of the target's prompt that share none may be there.",
         "The log variance is a scaled sigmoid in (-6, 2) and the mean is free, where the peer clamps both to [-1, 1].",
         "z is used as it is in training and afterwards, where the peer rescales samples to length √L in training only.",
-        "The KL is that of the distribution sampled from, with its factor ½; its weight rises once, over 300 steps, "
+        "The KL is that of the distribution sampled from, with its factor ½; its weight rises once, over 100 steps, "
         "where the peer's goes in cycles.",
         "On frozen features a share of the pairs is held out and decides when to stop, under a running average of the "
         "parameters; the peer takes 2 passes.",

@@ -171,6 +171,7 @@ class Training:
                 num_rows=len(train),
                 max_steps=self.max_steps,
                 patience=self.patience,
+                judge_from=self.kl_warm_up,
                 batch_size=self.batch_size,
                 generator=generator,
             )

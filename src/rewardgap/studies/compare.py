@@ -167,9 +167,7 @@ def control_results(tables: Tables) -> list[ControlResult]:
     out += [_synthetic_swap(tables, cell, spec.name) for spec, cell in tables.plan.planted if tables.done(cell)]
     if tables.study.controls.swap:
         personal = [
-            (spec, cell)
-            for spec, cell in tables.plan.rewards
-            if tables.done(cell) and METHODS[spec.method].personal
+            (spec, cell) for spec, cell in tables.plan.rewards if tables.done(cell) and METHODS[spec.method].personal
         ]
         out += [_swap(tables, spec, cell) for spec, cell in personal]
     return out

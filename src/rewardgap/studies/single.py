@@ -124,7 +124,7 @@ def score_pairs(model: RewardModel, pairs: Sequence[PreferencePair], states: Map
     found = {user: table.find(user) for user in dict.fromkeys(users)}
     own = [found[user][0] for user in users]
     prompts = [pair.prompt for pair in pairs]
-    model.pair_features(pairs)
+    model.warm(pairs)
     chosen = model.rewards(prompts, [pair.chosen for pair in pairs], own)
     rejected = model.rewards(prompts, [pair.rejected for pair in pairs], own)
     margins = chosen - rejected

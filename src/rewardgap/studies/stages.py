@@ -106,7 +106,7 @@ def run_reward_model(bench: Workbench, cell: Cell, spec: RewardModelSpec) -> Non
 
 def run_deployment(bench: Workbench, cell: Cell, deployment: Deployment, reward_cell: Cell | None) -> None:
     """Let a deployment score every query pair and write a completion for every query prompt."""
-    policy, states = bench.deployed(deployment, reward_cell)
+    policy, states = bench.deployed(deployment, cell, reward_cell)
     encoder = bench.policy.encoder
     items = [item for user in bench.study_pairs().adapt_users for item in bench.study_pairs().query[user]]
     items.sort(key=lambda item: (len(encoder.encode_prompt(item.prompt)), item.user_id, item.example_id))

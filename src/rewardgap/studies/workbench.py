@@ -13,7 +13,7 @@ from rewardgap.backbones.traces import TraceCache
 from rewardgap.core.errors import DataError
 from rewardgap.core.records import PreferencePair, Prompt
 from rewardgap.core.seeds import child_seed
-from rewardgap.core.store import content_hash
+from rewardgap.core.store import content_hash, write_bytes
 from rewardgap.data.base import AuthoredDataset, PreferenceDataset
 from rewardgap.data.catalog import load_dataset
 from rewardgap.data.splits import split_users
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from rewardgap.backbones.hf import Backbone
     from rewardgap.data.partition import Split
     from rewardgap.policies.base import AdaptedPolicy
+    from rewardgap.policies.cards import PolicyCard
     from rewardgap.rewards.states import UserState
     from rewardgap.studies.methods import Ranker
     from rewardgap.studies.progress import Progress
@@ -216,7 +217,9 @@ class Workbench:
             self._states[cell.id] = load_ranker_states(path, self.fitted(cell, spec))
         return self._states[cell.id]
 
-    def deployed(self, deployment: Deployment, reward_cell: Cell | None) -> tuple[AdaptedPolicy, Mapping[str, Any]]:
+    def deployed(
+        self, deployment: Deployment, cell: Cell, reward_cell: Cell | None
+    ) -> tuple[AdaptedPolicy, Mapping[str, Any]]:
         """Return a deployment and the state of each adapt user."""
         if deployment.reward_model is None:
             card = POLICIES[deployment.name]
@@ -228,14 +231,29 @@ class Workbench:
                 deployment.retriever or card.retriever,
                 **deployment.options,
             )
-            supports = self.study_pairs().shown
-            return policy, {user: policy.adapt(support) for user, support in supports.items()}
+            return policy, self._adapted(policy, card, cell)
         assert reward_cell is not None
         decoder = DECODERS[deployment.name].build(guidance_weight=deployment.guidance_weight, top_k=deployment.top_k)
         reward = self.fitted(reward_cell, deployment.reward_model)
         assert isinstance(reward, RewardModel)
         policy = Guided(self.policy, decoder, self.settings, reward=reward, traces=self.traces)
         return policy, self.states(reward_cell, deployment.reward_model)
+
+    def _adapted(self, policy: AdaptedPolicy, card: PolicyCard, cell: Cell) -> dict[str, Any]:
+        """Return the state of each adapt user; where adapting is work, each is kept in the cell's folder at once."""
+        supports = self.study_pairs().shown
+        if card.state_format is None:
+            return {user: policy.adapt(support) for user, support in supports.items()}
+        to_bytes, from_bytes = card.state_format
+        states: dict[str, Any] = {}
+        with self.progress.task(f"adapt {cell.title}", len(supports)) as task:
+            for user, support in supports.items():
+                path = self.folder(cell).path / "states" / content_hash(user)
+                if not path.exists():
+                    write_bytes(path, to_bytes(policy.adapt(support)))
+                states[user] = from_bytes(path.read_bytes())
+                task(len(states), len(supports))
+        return states
 
     @property
     def fit_seed(self) -> int:

@@ -13,6 +13,7 @@ from rewardgap.backbones.load import load_backbone
 from rewardgap.backbones.lora import LoraSettings, adapter_parameters, attach_lora
 from rewardgap.core.errors import ConfigError, DataError, ModelError, UnknownNameError
 from rewardgap.core.records import PreferencePair
+from rewardgap.rewards.apart import ApartModel
 from rewardgap.rewards.build import load_reward_model, reward_model
 from rewardgap.rewards.catalog import REWARD_MODELS
 from rewardgap.rewards.guide import BackboneGuide, PolicyStateGuide
@@ -62,6 +63,12 @@ def plain_reward(model: RewardModel, prompt: str, tokens: tuple[int, ...], state
                     parameter.copy_(own)
     with torch.no_grad():
         hidden = network.model.get_decoder()(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
+        if isinstance(model, ApartModel):
+            decoder, encoder = network.model.get_decoder(), model.backbone.encoder
+            alone = torch.tensor([[*encoder.alone_ids, *tokens]])
+            asked = torch.tensor([list(encoder.encode_prompt(prompt))])
+            parts = [decoder(input_ids=part).last_hidden_state[0, -1] for part in (alone, asked)]
+            hidden = torch.cat(parts)
         return float(model.head.rewards(hidden, state)) / model.scale
 
 

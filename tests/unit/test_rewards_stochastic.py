@@ -31,7 +31,7 @@ def squares(weights, inputs, targets):
     return lambda rows, _when: (inputs[rows] @ weights - targets[rows]).square().mean()
 
 
-def fixed(seed=0, steps=1500, batch_size=16):
+def fixed(seed=0, steps=600, batch_size=16):
     inputs, targets, solution = regression()
     weights = torch.zeros(4, dtype=torch.float64, requires_grad=True)
     trace = minimise_stochastic(
@@ -48,7 +48,7 @@ def fixed(seed=0, steps=1500, batch_size=16):
 def test_a_falling_rate_ends_at_the_least_squares_solution():
     weights, trace, solution = fixed()
     torch.testing.assert_close(weights, solution, atol=5e-3, rtol=0)
-    assert len(trace.losses) == 1500
+    assert len(trace.losses) == 600
     assert trace.converged
 
 

@@ -130,15 +130,29 @@ class ChatEncoder:
         )
 
     def encode_completion(self, text: str, *, after: Prompt = ()) -> tuple[int, ...]:
-        """Return the completion's ids without an end token.
+        """Return the completion's ids without an end token."""
+        return tuple(self.encode_text(self.joined(text, after)))
+
+    def joined(self, text: str, after: Prompt) -> str:
+        """Return a completion as it is read behind a prompt.
 
         Without a chat template a prompt and a completion that meet with no white space get one blank, which belongs to
         the completion (tokenizers of this family put the blank before the word).
         """
         before = "" if self.has_template else self.render(after)
         if before and text and not (before[-1].isspace() or text[0].isspace()):
-            text = f" {text}"
-        return tuple(self.encode_text(text))
+            return f" {text}"
+        return text
+
+    @property
+    def alone_ids(self) -> tuple[int, ...]:
+        """Return what a completion is read behind where it is read alone.
+
+        The template around an empty prompt; without a template the token that begins a text, else the one that ends it.
+        """
+        if self.has_template:
+            return self.encode_prompt("")
+        return tuple(self._opening) or (self.end_id,)
 
     def encode_text(self, text: str) -> list[int]:
         """Return the ids of plain text; special tokens in it are characters.

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 POOLING = "last-content-token/1"
 NODES_PER_FORWARD = 2048
 ITEMS_PER_SHARD = 128
+ALONE: Prompt = ()
+"""Stands for no prompt at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,13 +212,16 @@ def prompt_tree(ids: Sequence[int], tails: Sequence[Sequence[int]]) -> tuple[Blo
 def encode_texts(
     backbone: Backbone, prompt: Prompt, completions: Sequence[str], limit: PromptLimit
 ) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
-    """Return the ids of a prompt and of completions of it.
+    """Return the ids of a prompt and of completions of it; `ALONE` is the prompt of a completion that is read alone.
 
     Raises:
         DataError: if the prompt is too long, or a completion does not fit behind it.
     """
     encoder = backbone.encoder
-    ids = encoder.encode_prompt(prompt, max_tokens=limit.max_tokens or backbone.context, on_long=limit.on_long)
+    if prompt == ALONE:
+        ids = encoder.alone_ids
+    else:
+        ids = encoder.encode_prompt(prompt, max_tokens=limit.max_tokens or backbone.context, on_long=limit.on_long)
     tails = [encoder.encode_completion(text, after=prompt) for text in completions]
     longest = max(map(len, tails), default=0)
     if len(ids) + longest > backbone.context:

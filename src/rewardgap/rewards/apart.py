@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from rewardgap.backbones.chat import check_vocabulary
-from rewardgap.backbones.features import Item, PromptLimit, encode_texts, prompt_tree
+from rewardgap.backbones.features import ALONE, Item, PromptLimit, encode_texts, prompt_tree
 from rewardgap.backbones.session import TrieSession, tree_states
 from rewardgap.backbones.traces import NodeStates, TraceCache, node_room, node_states
 from rewardgap.backbones.trie import chain
@@ -30,24 +30,22 @@ if TYPE_CHECKING:
     from rewardgap.rewards.joint import Tokens
     from rewardgap.rewards.states import UserState
 
-NO_PROMPT = ""
-"""What a completion is read behind where it is read alone: the template around an empty prompt."""
-
 
 @dataclass
 class ApartModel(RewardModel):
     """A reward model of a head whose features are [h(y alone); h(x)], (2 D).
 
-    h(y alone) is the state at the completion's last content token behind an empty prompt, h(x) the one at the prompt's
-    end. A completion is encoded once, whatever it answers. Rewards along a completion need a session of their own: the
-    policy reads it behind its prompt.
+    h(y alone) is the state at the completion's last content token with no prompt before it (the template around an
+    empty one), h(x) the state at the prompt's end. A completion is encoded once, whatever it answers. Rewards along a
+    completion need a session of their own: the policy reads it behind its prompt.
     """
 
     def features_of(
         self, items: Sequence[Item], progress: Callable[[int, int], None] | None = None
     ) -> NDArray[np.float32]:
         """Return (N, 2 D) features of texts."""
-        alone = [Item(NO_PROMPT, item.completion) for item in items]
+        encoder = self.backbone.encoder
+        alone = [Item(ALONE, encoder.joined(item.completion, item.prompt)) for item in items]
         asked = [Item(item.prompt, "") for item in items]
         both = self.features.encode(self.backbone, alone + asked, self.limit, progress)
         return np.concatenate([both[: len(items)], both[len(items) :]], axis=1)
@@ -66,7 +64,7 @@ class ApartModel(RewardModel):
 
     def prefix_rewards(self, prompt: Prompt, completion: str, state: UserState) -> NDArray[np.float64]:
         """Return (T + 1,) rewards of every prefix of a completion's T tokens; index 0 is the empty completion."""
-        ids = self.encode_prompts([NO_PROMPT])[0]
+        ids = self.backbone.encoder.alone_ids
         tail = self.backbone.encoder.encode_completion(completion, after=prompt)
         with torch.no_grad():
             alone = tree_states(self.backbone, [chain((*ids, *tail), -1, 0)])[0, len(ids) - 1 :].cpu()
@@ -87,7 +85,7 @@ class ApartModel(RewardModel):
             ConfigError: if policy and reward model have different vocabularies.
         """
         check_vocabulary(policy, self.backbone)
-        bare = self.encode_prompts([NO_PROMPT]) * len(prompts)
+        bare = [self.backbone.encoder.alone_ids] * len(prompts)
         asked = self._asked(prompts).to(self.backbone.device)
         return ApartGuide(self.backbone, bare, self.head, states, self.scale, room, asked)
 
@@ -113,7 +111,7 @@ class ApartModel(RewardModel):
             cache: where node states are kept.
         """
         check_vocabulary(session.backbone, self.backbone)
-        bare = self.encode_prompts([NO_PROMPT]) * len(prompts)
+        bare = [self.backbone.encoder.alone_ids] * len(prompts)
         keys = [
             [TraceCache.states_key(self.backbone, ids, t) for t in row] for ids, row in zip(bare, traces, strict=True)
         ]
@@ -179,9 +177,8 @@ def apart_states(
     blocks, ends = [], []
     for pair in pairs:
         ids, _ = encode_texts(backbone, pair.prompt, (), limit)
-        bare, _ = encode_texts(backbone, NO_PROMPT, (), limit)
         tails = [backbone.encoder.encode_completion(text, after=pair.prompt) for text in (pair.chosen, pair.rejected)]
-        block, nodes = prompt_tree(bare, tails)
+        block, nodes = prompt_tree(backbone.encoder.alone_ids, tails)
         blocks += [block, chain(ids, -1, 0)]
         ends.append((*nodes, len(ids) - 1))
     states = tree_states(backbone, blocks)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rewardgap.core.catalog import Catalog
 from rewardgap.core.errors import ConfigError
-from rewardgap.rewards import genarm, global_bt, lore, mpu, p_dpo, pref, vpl
+from rewardgap.rewards import genarm, global_bt, lore, mpu, p_dpo, pal_a, pal_b, pref, vpl
 
 if TYPE_CHECKING:
     from rewardgap.rewards.base import Head, MethodCard
@@ -17,12 +17,14 @@ REWARD_MODELS: Catalog[MethodCard] = Catalog(
     "reward model",
     (
         global_bt.CARD,
-        lore.CARD,
         mpu.CARD,
+        lore.CARD,
         pref.CARD,
+        pal_a.CARD,
+        pal_b.CARD,
+        vpl.CARD,
         p_dpo.CARD,
         genarm.CARD,
-        vpl.CARD,
     ),
 )
 

@@ -12,8 +12,21 @@ from __future__ import annotations
 from rewardgap.rewards.global_bt import GlobalBT
 from rewardgap.rewards.lore import LoRe
 from rewardgap.rewards.mpu import MPU
+from rewardgap.rewards.pal_a import PALA
+from rewardgap.rewards.pal_b import PALB
 from rewardgap.rewards.pref import PReF
 from rewardgap.rewards.states import UserState, states_from_tensors, states_to_tensors
 from rewardgap.rewards.vpl import VPL
 
-__all__ = ["MPU", "VPL", "GlobalBT", "LoRe", "PReF", "UserState", "states_from_tensors", "states_to_tensors"]
+__all__ = [
+    "MPU",
+    "PALA",
+    "PALB",
+    "VPL",
+    "GlobalBT",
+    "LoRe",
+    "PReF",
+    "UserState",
+    "states_from_tensors",
+    "states_to_tensors",
+]

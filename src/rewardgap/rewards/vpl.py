@@ -275,10 +275,10 @@ class VPL(Head):
         mean KL of a training user's posterior in nats; `swap_gap` is the accuracy on the training pairs with the own
         context minus that with another user's.
         """
-        history = super().diagnostics
+        history, apart = super().diagnostics, self.user_mean - self.user_mean.mean(dim=0)
         return {
             **history,
-            "active_units": float((self.user_mean.var(dim=0, unbiased=False) > ACTIVE_VARIANCE).sum()),
+            "active_units": float((apart.square().mean(dim=0) > ACTIVE_VARIANCE).sum()),
             "kl": float(standard_normal_kl(self.user_mean, self.user_log_variance).sum(-1).mean()),
             "swap_gap": history["accuracy"] - float(self.swap_accuracy),
         }
@@ -323,6 +323,10 @@ class VPL(Head):
             return nothing, nothing
         everything = torch.ones(embedded.shape[:-1], dtype=torch.bool)
         return pool_embeddings(self._double_networks(), embedded, everything)
+
+    def rewards_at(self, features: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """Return the (S, n) rewards of (n, D) features at each of (S, L) latents."""
+        return decode_rewards(self.networks, self.standardise(features), latents.to(self.mean).unsqueeze(1))
 
     def batch_rewards(self, features: torch.Tensor, states: Sequence[UserState]) -> torch.Tensor:
         """Return (B, ...) rewards of (B, ..., D) features, one user a leading row."""
@@ -402,4 +406,5 @@ CARD = MethodCard(
     build=lambda config: VPL(**asdict(config)),
     personal=True,
     family="head",
+    control={"options": {"context": 24}},
 )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from rewardgap.core.errors import ConfigError, DataError, ShapeError
+from rewardgap.numerics.bradley_terry import win_probability
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,8 +46,8 @@ class SetEncoderHead(Protocol):
         """Return the state of a user with these pairs."""
         ...
 
-    def rewards(self, features: torch.Tensor, state: UserState) -> torch.Tensor:
-        """Return (n,) rewards of (n, D) features."""
+    def rewards_at(self, features: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """Return (S, n) rewards of (n, D) features at each of (S, L) latents."""
         ...
 
 
@@ -88,8 +89,8 @@ def information_gain(
         (...) gains in nats.
 
     Source: VPL, arXiv 2408.10075: active queries by information gain, here greedily one at a time. Peer:
-        WEIRDLabUW/vpl, which scores random sets of queries, weighs answers uniformly and leaves out the spread of the
-        means.
+        WEIRDLabUW/vpl, which scores random sets of queries, weighs answers alike and leaves out how far apart the means
+        are.
     """
     (mean1, log_variance1), (mean0, log_variance0) = first, second
     p = probability.unsqueeze(-1)
@@ -98,11 +99,32 @@ def information_gain(
     return (marginal - (p * log_variance1 + (1 - p) * log_variance0).sum(-1)) / 2
 
 
+def cubature_points(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
+    """Return 2L latents whose plain average stands for a Gaussian's: μ ± √L σ_l along each axis l.
+
+    The average is exact for polynomials up to the third degree.
+
+    Args:
+        mean: (L,) μ.
+        log_variance: (L,) log σ².
+
+    Returns:
+        (2L, L) points; μ itself where L is 0.
+
+    Source: the spherical-radial cubature rule, Arasaratnam and Haykin (2009).
+    """
+    steps = torch.diag((0.5 * log_variance).exp() * len(mean) ** 0.5)
+    return torch.cat([mean + steps, mean - steps]) if len(mean) > 0 else mean.unsqueeze(0)
+
+
 class LatentInformation:
     """Questions chosen for what their answers tell about z, for `active.ask`.
 
-    p of a question is the chance of its left side under the mean of the present posterior; the posterior after either
-    answer is the encoder's for the context with that answer in it. Nothing is drawn.
+        p_j = E_{z ~ q(z|C)} σ(r(left_j; z) - r(right_j; z)),   gain_j as in `information_gain`
+
+    The chance p of the left side is averaged over the present posterior by cubature: at its mean alone, the decoder is
+    as sure of a user of whom nothing is known as of any other. The posterior after either answer is the encoder's for
+    the context with that answer in it. Nothing is drawn.
 
     Args:
         head: a fitted VPL.
@@ -173,14 +195,16 @@ class LatentInformation:
                 f"{self.head.name}: {len(chosen)} pairs are known and the encoder was trained on at most "
                 f"{self.head.context}; ask fewer, or fit with a larger context."
             )
-        state = self.head.adapt(chosen, rejected)
+        known = self.head.embed(chosen, rejected)
+        points = cubature_points(*self.head.posterior(known))
         with torch.no_grad():
-            margins = self.head.rewards(self.left, state) - self.head.rewards(self.right, state)
-        known = self.head.embed(chosen, rejected).expand(len(self.left), -1, -1)
+            margins = self.head.rewards_at(self.left, points) - self.head.rewards_at(self.right, points)
+        probability = win_probability(margins.double().cpu()).mean(dim=0)
+        known = known.expand(len(self.left), -1, -1)
         after = [
             self.head.posterior(torch.cat([known, own.unsqueeze(1)], dim=1)) for own in (self._if_left, self._if_right)
         ]
-        gains: NDArray[np.float64] = information_gain(torch.sigmoid(margins.double().cpu()), after[0], after[1]).numpy()
+        gains: NDArray[np.float64] = information_gain(probability, after[0], after[1]).numpy()
         return gains
 
     def state(self, answers: Mapping[int, float]) -> UserState:

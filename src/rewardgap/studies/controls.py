@@ -38,24 +38,16 @@ SPLIT: dict[str, Any] = {
 }
 
 
-ADAPTER_TRAINING: dict[str, Any] = {"epochs": 4, "learning_rate": 1e-2}
-"""How heads and adapters are trained together in the swap test; a method's card may say otherwise."""
-
-
 def swap_spec(spec: RewardModelSpec) -> RewardModelSpec:
     """Return a reward model as the swap test on synthetic texts fits it.
 
-    What a study sets for a language model (rates, passes over the pairs) says nothing about the small network there.
+    Heads read frozen states there, however the study fits them: the small network's states hold all there is to know.
+    Methods that train a network do so as their cards say: it learns at other rates than a language model.
     """
     control = REWARD_MODELS[spec.method].control
-    training = {**ADAPTER_TRAINING, **{k: v for k, v in control.items() if k != "options"}}
-    return spec.model_copy(
-        update={
-            "backbone": None,
-            "options": {**spec.options, **control.get("options", {})},
-            **(training if spec.mode == "lora" else {}),
-        }
-    )
+    training = {name: control.get(name) for name in ("epochs", "batch_size", "learning_rate")}
+    options = {**spec.options, **control.get("options", {})}
+    return spec.model_copy(update={"backbone": None, "fit_mode": None, "options": options, **training})
 
 
 def run_shuffled(bench: Workbench, cell: Cell, spec: RewardModelSpec, draws: int) -> None:

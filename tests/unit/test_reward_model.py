@@ -212,3 +212,18 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         reward_model("lore", backbone, fit_mode="full")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="at least 1 pair"):
         reward_model("lore", backbone, features=FeatureCache(tmp_path)).fit([])
+
+
+@pytest.mark.parametrize(("method", "mode"), [("lore", "frozen"), ("mpu", "lora"), ("p_dpo", "lora")])
+def test_pairs_that_say_nothing_or_two_things_are_named(method: str, mode: str, tmp_path: Path) -> None:
+    model = reward_model(
+        method, text_backbone("llama"), fit_mode=mode, features=FeatureCache(tmp_path), lora=LoraSettings(2, 4, 0.0)  # type: ignore[arg-type]
+    )  # fmt: skip
+    same = PreferencePair(user_id="u1", example_id="x", prompt="Why?", chosen="red", rejected="red")
+    with pytest.raises(DataError, match="example 'x' of user 'u1' are the same text, which is no preference; drop"):
+        model.fit([*PAIRS[:4], same])
+    one = PreferencePair(user_id="u1", example_id="y", prompt="Why?", chosen="red", rejected="blue")
+    other = PreferencePair(user_id="u1", example_id="z", prompt="Why?", chosen="blue", rejected="red")
+    with pytest.warns(UserWarning, match="1 training pairs contradict an earlier one .* 'y' and 'z' of user 'u1'"):
+        model.fit([*PAIRS[:4], one, other])
+    assert np.isfinite(model.margins([one], [model.state_of("u1")])).all()

@@ -277,7 +277,10 @@ def check_vocabulary(policy: Backbone, reward: Backbone) -> None:
     Raises:
         ConfigError: naming both sizes, or a token id and its two meanings.
     """
-    hint = "token-level guidance is impossible. Use a reward backbone with the policy's tokenizer."
+    hint = (
+        "token-level guidance is impossible. Use a reward backbone with the policy's tokenizer; whole texts can still "
+        "be ranked, judged and picked from (best-of-N), since each side reads them with its own tokenizer."
+    )
     if policy.vocabulary != reward.vocabulary:
         raise ConfigError(
             f"the policy has {policy.vocabulary} tokens and the reward model {reward.vocabulary}: token ids do not "

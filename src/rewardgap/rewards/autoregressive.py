@@ -21,7 +21,7 @@ from rewardgap.core.records import pair_to_json, prompt_text
 from rewardgap.core.seeds import child_seed
 from rewardgap.core.store import content_hash, write_bytes, write_json
 from rewardgap.rewards.guide import NodeRewards
-from rewardgap.rewards.model import RewardModel, check_fit_settings
+from rewardgap.rewards.model import RewardModel, check_fit_settings, check_pairs
 from rewardgap.rewards.states import UserState
 from rewardgap.rewards.token_networks import Reference, SupportPairs, TokenNetworks, batch_loss
 from rewardgap.rewards.token_rewards import Branches
@@ -119,6 +119,7 @@ class AutoregressiveModel(RewardModel):
         if not pairs:
             raise DataError("fit needs at least 1 pair, got 0.")
         check_fit_settings(self.method, self.fit_mode, epochs, batch_size, learning_rate)
+        check_pairs(self.method, pairs)
         settings = self.head.defaults.filled(epochs, batch_size, learning_rate)
         head, self.networks = self.head, None
         rows = [self._pair(pair) for pair in pairs]

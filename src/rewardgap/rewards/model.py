@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
@@ -121,6 +122,7 @@ class RewardModel:
         if not pairs:
             raise DataError("fit needs at least 1 pair, got 0.")
         check_fit_settings(self.method, self.fit_mode, epochs, batch_size, learning_rate)
+        check_pairs(self.method, pairs)
         users = [pair.user_id for pair in pairs]
         if self.fit_mode == "frozen":
             chosen, rejected = self.pair_features(pairs, progress)
@@ -358,6 +360,33 @@ class RewardModel:
             else:
                 raw = self.head.rewards(features, states)  # type: ignore[arg-type]
         return np.asarray(raw.double().cpu().numpy() / self.scale)
+
+
+def check_pairs(method: str, pairs: Sequence[PreferencePair]) -> None:
+    """Refuse pairs that say nothing, and tell of those that contradict one another.
+
+    Raises:
+        DataError: if both sides of a pair are the same text; the message names it.
+    """
+    seen: dict[tuple[Any, ...], str] = {}
+    against: list[tuple[str, str, str]] = []
+    for pair in pairs:
+        if pair.chosen == pair.rejected:
+            raise DataError(
+                f"{method}: chosen and rejected of example '{pair.example_id}' of user '{pair.user_id}' are the same "
+                "text, which is no preference; drop the pair."
+            )
+        seen.setdefault((pair.user_id, pair.prompt, pair.chosen, pair.rejected), pair.example_id)
+        other = seen.get((pair.user_id, pair.prompt, pair.rejected, pair.chosen))
+        if other is not None:
+            against.append((pair.user_id, other, pair.example_id))
+    if against:
+        user, one, other = against[0]
+        warnings.warn(
+            f"{method}: {len(against)} training pairs contradict an earlier one of the same user, first examples "
+            f"'{one}' and '{other}' of user '{user}'; both are kept, and pull in opposite directions.",
+            stacklevel=3,
+        )
 
 
 def check_fit_settings(

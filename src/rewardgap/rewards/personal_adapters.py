@@ -25,7 +25,7 @@ from rewardgap.numerics.bradley_terry import pair_loss
 from rewardgap.rewards.global_bt import GlobalBT
 from rewardgap.rewards.guide import BackboneGuide
 from rewardgap.rewards.joint import WEIGHT_DECAY, fit_joint, pair_states
-from rewardgap.rewards.model import RewardModel, check_fit_settings, vars_of
+from rewardgap.rewards.model import RewardModel, check_fit_settings, check_pairs, vars_of
 from rewardgap.rewards.state_files import StateTable, save_states
 from rewardgap.rewards.states import UserState
 from rewardgap.rewards.training import FitDefaults, Schedule, train
@@ -109,6 +109,7 @@ class PersonalAdapterModel(RewardModel):
         if not pairs:
             raise DataError("fit needs at least 1 pair, got 0.")
         check_fit_settings(self.method, self.fit_mode, epochs, batch_size, learning_rate)
+        check_pairs(self.method, pairs)
         self.settings, self.seed = self.head.defaults.filled(epochs, batch_size, learning_rate), seed
         head, users = self.head, sorted({pair.user_id for pair in pairs})
         initial = RewardModel.pair_features(self, pairs)

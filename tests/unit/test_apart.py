@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 WORDS = ["red", "blue", "the light", "winter", "garden of stone", "river", ""]
 PAIRS = [
     PreferencePair(
-        user_id=f"u{n % 3}", example_id=str(n), prompt=f"Why {n % 4}?", chosen=WORDS[n % 7], rejected=WORDS[(n + 2) % 7]
+        user_id=f"u{n % 3}", example_id=str(n), prompt=f"Why {n % 4}?", chosen=WORDS[n % 3], rejected=WORDS[3 + n % 4]
     )
     for n in range(21)
 ]

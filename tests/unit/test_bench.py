@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 
 import numpy as np
@@ -16,7 +17,7 @@ from rewardgap.backbones.trie import Block
 from rewardgap.bench.heads import HeadSizes, measure_heads, planted
 from rewardgap.bench.timing import ratio, take_turns
 from rewardgap.bench.train import TrainSizes, measure_training, random_pairs
-from rewardgap.core.errors import UnknownNameError
+from rewardgap.core.errors import MissingExtraError, UnknownNameError
 
 
 def test_trl_and_the_packed_forward_begin_at_the_same_loss() -> None:
@@ -28,6 +29,12 @@ def test_trl_and_the_packed_forward_begin_at_the_same_loss() -> None:
     assert set(found["pairs_per_second"]) == {"rewardgap", "trl", "trl_defaults"}
     assert all(value > 0 for value in found["pairs_per_second"].values())
     assert found["trl_over_rewardgap"]["rounds"] == 1
+
+
+def test_without_trl_one_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'rewardgap\[trl\]', or leave it out with --no-trl"):
+        measure_training(load_backbone("synthetic-words"))
 
 
 def test_texts_have_the_stated_lengths() -> None:

@@ -561,6 +561,7 @@ def test_the_last_loss_is_the_objective_on_all_pairs(opposites):
         ({"swap_guide": math.inf}, "swap_guide is inf"),
         ({"held_out": 0.6}, "held_out is 0.6; expected at most 0.5"),
         ({"held_out": 0.0}, "held_out is 0.0"),
+        ({"patience": 19}, "patience is 19; expected at least 20"),
         ({"long_support": "cut"}, "long_support is 'cut'"),
         ({"loss_agg": "mean"}, "loss_agg is 'mean'"),
         ({"learning_rate": 0}, "learning_rate is 0"),

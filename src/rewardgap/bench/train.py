@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import itertools
 import math
@@ -17,7 +18,7 @@ import torch
 from rewardgap.backbones.features import PromptLimit
 from rewardgap.backbones.lora import LoraSettings, adapter_parameters, attach_lora
 from rewardgap.bench.timing import peak_bytes, ratio
-from rewardgap.core.errors import ModelError
+from rewardgap.core.errors import MissingExtraError, ModelError
 from rewardgap.core.records import PreferencePair
 from rewardgap.rewards.global_bt import GlobalBT
 from rewardgap.rewards.joint import WEIGHT_DECAY, pair_states
@@ -249,7 +250,14 @@ def measure_training(
         sizes: of texts and rounds.
         trl: whether TRL takes part, once set like us and once with its own defaults.
         progress: called with (turns done, turns in all).
+
+    Raises:
+        MissingExtraError: if TRL is to take part and is not installed.
     """
+    if trl and importlib.util.find_spec("trl") is None:
+        raise MissingExtraError(
+            "measuring against TRL needs the trl package: pip install 'rewardgap[trl]', or leave it out with --no-trl."
+        )
     draw = torch.Generator().manual_seed(sizes.seed)
     direction = (torch.randn(backbone.width, generator=draw) / backbone.width**0.5).to(backbone.device)
     sides: dict[str, Any] = {"rewardgap": Packed(backbone, sizes, direction)}

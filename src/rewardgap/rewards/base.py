@@ -61,7 +61,8 @@ class MethodCard:
     `deviations` are whole sentences; an empty tuple is a claim. `personal` says whether users differ, and
     `adapter_per_user` whether with an adapter each user has an own one. `control` are settings of the method
     (`options`) and of its training under which the swap test on synthetic texts is run: the small network there learns
-    at other rates than a language model.
+    at other rates than a language model. `version` is part of the identity of what a study fits: raise it when code
+    changes the method's numbers.
     """
 
     name: str
@@ -76,6 +77,7 @@ class MethodCard:
     family: Literal["head", "autoregressive"] = "head"
     adapter_per_user: bool = False
     control: Mapping[str, Any] = field(default_factory=dict)
+    version: int = 1
 
 
 class Head(ABC):

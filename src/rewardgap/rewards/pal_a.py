@@ -36,26 +36,28 @@ class PALA(MixtureHead):
     """Ideal points in the space of the features.
 
         r_u(h) = -s · d(f(h), f(w_uᵀ P)),   w_u = softmax(ω_u)
-        min_{f, P, ω}  Σ_i c_i · loss(r_u(h+) - r_u(h-)) + priors
+        min_{f, P, ω, s}  Σ_i c_i · loss(r_u(h+) - r_u(h-)) + priors
 
     P (M, D) holds the prototypes, points among the standardised features; f is one map for items and ideal points; d is
     the distance, or its square. A reward is never positive. With one prototype everybody has one reward; then with a
     linear f and the squared distance, margins are linear but for a term in the norms,
 
-        r(h+) - r(h-) = 2 f(P)ᵀ (f(h+) - f(h-)) - (‖f(h+)‖² - ‖f(h-)‖²).
+        r(h+) - r(h-) = s · (2 f(P)ᵀ (f(h+) - f(h-)) - (‖f(h+)‖² - ‖f(h-)‖²)).
 
-    Every parameter has a Gaussian prior, a share of 1/N of which is added to the loss, so that it fades as pairs are
-    added:
+    Parameters have Gaussian priors, a share of 1/N of which is added to the loss, so that they fade as pairs are added:
 
-        P ~ N(0, σ²): an ideal point lies among the items        ω ~ N(0, τ²)
-        a row of A has E (aᵀΔ)² = s_m²: one coordinate of the map alone gives a typical pair a margin of s_m
-        a row of W₂ the same of hidden units;  W₁ ~ N(0, 2/D), so that hidden units have mean square one;  b₁ ~ N(0, 1)
+        P ~ N(0, σ²): ideal points lie among the items, or a few times beyond;   ω ~ N(0, τ²)
+        a row of s A (of √s A where the distance is squared) has E (aᵀΔ)² = s_m²: one coordinate alone gives a typical
+        pair a margin of s_m;   a row of s W₂ the same of hidden units;   W₁ ~ N(0, 2/D),   b₁ ~ N(0, 1)
+        with f the identity, s ~ N(0, s₀²), where the pairs' margins are s_m at the start
+
+    The start is a clustering of the training users by the mean of their h+ - h-: from equal weights, prototypes stay
+    alike for long and may end where one serves everybody.
 
     Args:
         num_prototypes: M.
-        item_map: f. "residual": A u + W₂ relu(W₁ u + b₁); "linear": A u; "identity": u, and then s is learned, with a
-            prior on log s of standard deviation one about the value that gives the pairs a margin of s_m at the start;
-            with the others s = 1.
+        item_map: f. "residual": A u + W₂ relu(W₁ u + b₁); "linear": A u; "identity": u, where the features are already
+            such that nearness in all directions alike is what matters.
         map_width, hidden_width: rows of A and of W₁.
         distance: "euclidean", the paper's, or "squared".
         loss: "bt", the likelihood of the choices, or "hinge", the paper's max(0, 1 - Δr).
@@ -216,6 +218,11 @@ class PALA(MixtureHead):
         check_last_only(self.name, self.tokens)
         return super().losses(chosen, rejected, user_index)
 
+    @property
+    def reads_tokens(self) -> bool:
+        """Say whether `tokens` asks for more than the last one."""
+        return self.tokens != "only_last"
+
     def token_losses(
         self,
         chosen: torch.Tensor,
@@ -249,7 +256,7 @@ class PALA(MixtureHead):
         if features.ndim != 3 or features.shape[:2] != mask.shape:
             shapes = tuple(features.shape), tuple(mask.shape)
             raise ShapeError(
-                f"features and mask have shapes {shapes[0]} and {shapes[1]}, expected (N, T, D) and (N, T)"
+                f"features and mask have shapes {shapes[0]} and {shapes[1]}, expected (N, T, D) and (N, T)."
             )
         weights = token_weights(mask, self.tokens).to(features.device, self.dtype)
         # Only masked rows are read: what stands at padding may be anything, NaN too.
@@ -329,7 +336,8 @@ CARD = MethodCard(
     deviations=(
         "Features are standardised by the training mean and standard deviation.",
         "The default loss is the likelihood of the choices, as for every other head; the peer's hinge is an option.",
-        "Map, prototypes and logits have Gaussian priors; the peer has a weight decay on the map alone.",
+        "Map, prototypes, scale and logits have Gaussian priors; the peer has a weight decay on the map alone.",
+        "Distances have a learned scale, which the peer's hinge loss has not.",
         "Prototypes and logits start from clusters of the training users, where the peer draws both at random.",
         "A new user's weights are taken to the optimum of the training objective, from the best of a lattice of "
         "starts, where the peer takes Adam steps from a random start.",
@@ -340,4 +348,5 @@ CARD = MethodCard(
     build=lambda config: PALA(**asdict(config)),
     personal=True,
     family="head",
+    version=2,
 )

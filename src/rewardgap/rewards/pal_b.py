@@ -50,8 +50,8 @@ class PALB(MixtureHead):
 
         a row of s A / ‖b₂‖ of f has E (aᵀΔ)² = s_m²: one coordinate alone gives a typical pair a margin of about s_m
         a row of s W₂ / ‖b₂‖ of f the same of hidden units
-        A ~ N(0, σ²/D) and W₂ ~ N(0, σ²/H) of g, in units of the root mean square of its ‖b₂‖
-        W₁ ~ N(0, 2/D),   b₁ ~ N(0, 1),   ω ~ N(0, τ²),   θ ~ N(θ₀, 1) with s(θ₀) = 1/0.07
+        A s/s₀ ~ N(0, σ²/D) and W₂ s/s₀ ~ N(0, σ²/H) of g, in units of the root mean square of its ‖b₂‖
+        W₁ ~ N(0, 2/D),   b₁ ~ N(0, 1),   ω ~ N(0, τ²),   θ ~ N(θ₀, 1) with s₀ = s(θ₀) = 1/0.07
 
     Weights are compared with the constant part b₂, since a factor common to all three changes no cosine.
 
@@ -64,8 +64,8 @@ class PALB(MixtureHead):
         loss: "bt", the likelihood of the choices, which is the paper's two-way cross-entropy; or "hinge".
         prior_margin: s_m. An ideal that may turn with every prompt finds a coordinate for every pair, hence a narrower
             prior than where a user's ideal is one.
-        prompt_std: σ: at one, a coordinate of an ideal answer varies over prompts by as much as its constant part is
-            long.
+        prompt_std: σ: at one, a single coordinate of an ideal answer varies over prompts by as much as all of its
+            constant part is long.
         logit_std: τ.
         weight_prior: the weights of a user without pairs, and the centre of a new user's prior: "uniform", or the
             "mean" of the training users' weights.
@@ -348,7 +348,7 @@ class PALBConfig:
         metadata=meaning("standard deviation of a typical pair's margin under the prior of one coordinate of the map"),
     )
     prompt_std: float = field(
-        default=0.5,
+        default=0.1,
         metadata=meaning(
             "prior spread of one coordinate of an ideal answer over prompts, in norms of its constant part"
         ),
@@ -376,7 +376,7 @@ CARD = MethodCard(
         "position t of the completion with position t of the prompt.",
         "Maps have a linear part beside the two-layer one, and all parameters have Gaussian priors in units that no "
         "common factor changes; the peer has a weight decay on two-layer maps.",
-        "The factor s is bounded by a sigmoid, where the peer cuts its logarithm off.",
+        "The factor s is bounded by a sigmoid, where the peer clamps it, so that beyond the bound it has no gradient.",
         "Maps and logits start from clusters of the training users, where the peer starts at random.",
         "A new user's weights are taken to the optimum of the training objective, from the best of a lattice of "
         "starts, where the peer takes Adam steps from a random start.",
@@ -385,4 +385,5 @@ CARD = MethodCard(
     build=lambda config: PALB(**asdict(config)),
     personal=True,
     family="head",
+    version=2,
 )

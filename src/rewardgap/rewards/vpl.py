@@ -21,6 +21,7 @@ from rewardgap.rewards.fitting import (
     check_positive,
 )
 from rewardgap.rewards.states import UserState
+from rewardgap.rewards.stochastic import CHECK_EVERY
 from rewardgap.rewards.vpl_context import ContextPool, thinned_places
 from rewardgap.rewards.vpl_encoder import (
     decode_rewards,
@@ -68,7 +69,7 @@ class VPL(Head):
         context: the largest context, in training and afterwards.
         long_support: what `adapt` does with more pairs than that: "error", or "thin" to read evenly spaced ones.
         beta: β in nats a pair; 1e-4 · L/32 unless given.
-        kl_warm_up: steps over which β rises from zero, on frozen features.
+        kl_warm_up: steps over which β rises from zero, on frozen features; nothing from before its end is kept.
         free_bits: nats of KL a dimension, below which a pair's KL costs no more nor less.
         swap_guide: weight of ‖μ(C) + μ(C with all sides swapped)‖², which pulls opposite users to opposite places.
         held_out: the share of the pairs that decides when to stop, on frozen features.
@@ -101,7 +102,7 @@ class VPL(Head):
         context: int = 8,
         long_support: LongSupport = "error",
         beta: float | None = None,
-        kl_warm_up: int = 100,
+        kl_warm_up: int = 200,
         free_bits: float = 0.0,
         swap_guide: float = 0.0,
         held_out: float = 0.125,
@@ -125,6 +126,8 @@ class VPL(Head):
         check_choice(self.name, "loss_agg", loss_agg, ("pair", "user"))
         if held_out > 0.5:
             raise ConfigError(f"{self.name}: held_out is {held_out}; expected at most 0.5, so that most pairs train.")
+        if patience < CHECK_EVERY:
+            raise ConfigError(f"{self.name}: patience is {patience}; expected at least {CHECK_EVERY} steps.")
         self.latent, self.encoder_width, self.decoder_width = latent, encoder_width, decoder_width
         self.context, self.long_support = context, long_support
         self.beta, self.kl_warm_up, self.free_bits, self.swap_guide = beta, kl_warm_up, free_bits, swap_guide
@@ -299,7 +302,7 @@ class VPL(Head):
             ConfigError: if there are more pairs than the largest context, unless long_support is "thin".
         """
         left, right = self.support_pairs(chosen, rejected)
-        if len(left) > self.context and self.long_support == "error":
+        if len(left) > self.context and self.latent > 0 and self.long_support == "error":
             raise ConfigError(
                 f"{self.name}: support has {len(left)} pairs and the encoder was trained on at most {self.context}. "
                 f"Give fewer, fit with context={len(left)}, or with long_support='thin' to read {self.context} of them."
@@ -362,7 +365,9 @@ class VPLConfig:
     beta: float | None = field(
         default=None, metadata=meaning("weight of the KL in nats a pair; none for 1e-4 times latent / 32")
     )
-    kl_warm_up: int = field(default=100, metadata=meaning("steps over which the weight of the KL rises from zero"))
+    kl_warm_up: int = field(
+        default=200, metadata=meaning("steps over which the weight of the KL rises, none of which is kept")
+    )
     free_bits: float = field(default=0.0, metadata=meaning("nats of KL a dimension that cost nothing"))
     swap_guide: float = field(
         default=0.0, metadata=meaning("pull of a context and its swapped twin to opposite latents, in nats a pair")
@@ -393,7 +398,7 @@ CARD = MethodCard(
         "may hold the target. Features carry no prompt, so pairs of the target's prompt that share none may be there.",
         "The log variance is a scaled sigmoid in (-6, 2) and the mean is free, where the peer clamps both to [-1, 1].",
         "z is used as it is in training and afterwards, where the peer rescales samples to length √L in training only.",
-        "The KL is that of the distribution sampled from, with its factor ½; its weight rises once, over 100 steps, "
+        "The KL is that of the distribution sampled from, with its factor ½; its weight rises once, over 200 steps, "
         "where the peer's goes in cycles.",
         "On frozen features a share of the pairs is held out and decides when to stop, under a running average of the "
         "parameters; the peer takes 2 passes.",

@@ -195,6 +195,9 @@ def reward_key(spec: RewardModelSpec) -> dict[str, Any]:
     """Return what decides a reward model beside its data and backbone, every default written out."""
     config = config_of(METHODS[spec.method], spec.options)
     key: dict[str, Any] = {"method": spec.method, "config": config, "fit_mode": spec.mode}
+    version = getattr(METHODS[spec.method], "version", 1)
+    if version > 1:
+        key["version"] = version
     if spec.mode == "lora":
         own = build_head(spec.method, **spec.options).defaults
         key |= own.filled(spec.epochs, spec.batch_size, spec.learning_rate)._asdict() | {"lora": asdict(LoraSettings())}

@@ -41,8 +41,6 @@ _FEWEST_STEPS = 500
 _MOST_STARTS = 128
 _TOWARDS_PRIOR = 0.1
 _LEAN = 2.0
-EXTRA: dict = {}
-HID = 1.0
 _ROUNDINGS = (0.1, 0.01, 0.001)
 
 
@@ -87,7 +85,7 @@ class FeatureMap:
         """
         parts = [] if self.skip is None else [input_energy * self.skip.square().sum()]
         if self.hidden is not None:
-            parts.append(HID * self.hidden[2].shape[-1] * self.hidden[2].square().sum())
+            parts.append(self.hidden[2].shape[-1] * self.hidden[2].square().sum())
         return torch.stack(parts).sum() / margin**2
 
     def inner_cost(self) -> torch.Tensor:
@@ -218,7 +216,7 @@ class MixtureHead(Head):
 
         trace = minimise_stochastic(
             objective,
-            [{**group, "lr": self.rates * group["lr"], **EXTRA} for group in self.parameters()],
+            [{**group, "lr": self.rates * group["lr"]} for group in self.parameters()],
             num_rows=count,
             steps=max(_FEWEST_STEPS, self.epochs * -(-count // self.batch_size)),
             batch_size=self.batch_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -14,6 +15,8 @@ from rewardgap.cli.app import app
 from rewardgap.core.results import StudyResults
 from rewardgap.report.markdown import study_markdown
 from rewardgap.report.tables import markdown_table
+from rewardgap.studies.run import check_names
+from rewardgap.studies.spec import load_study
 
 ROOT = Path(__file__).parents[2]
 RESULTS = sorted((ROOT / "docs" / "results").glob("*.json"))
@@ -44,6 +47,19 @@ def test_the_demo_is_one_study() -> None:
     preset = ROOT / "src" / "rewardgap" / "studies" / "presets" / "demo.yaml"
     assert (ROOT / "studies" / "demo.yaml").read_text() == preset.read_text()
     assert yaml.safe_load(preset.read_text())["name"] == "demo"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "studies").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_studies_name_what_there_is(path: Path) -> None:
+    study = load_study(path)
+    check_names(study)
+    assert study.name == path.stem
+
+
+def test_the_page_of_benchmarks_holds_their_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    page = importlib.import_module("page")
+    assert page.render() == page.PAGE.read_text(encoding="utf-8")
 
 
 def test_catalogue_pages_are_those_of_the_cards(tmp_path: Path) -> None:

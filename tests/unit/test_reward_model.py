@@ -227,3 +227,14 @@ def test_pairs_that_say_nothing_or_two_things_are_named(method: str, mode: str, 
     with pytest.warns(UserWarning, match="1 training pairs contradict an earlier one .* 'y' and 'z' of user 'u1'"):
         model.fit([*PAIRS[:4], one, other])
     assert np.isfinite(model.margins([one], [model.state_of("u1")])).all()
+
+
+@pytest.mark.parametrize("mode", ["frozen", "lora"])
+def test_a_set_encoder_reads_new_users_on_the_backbone_it_was_trained_on(mode: str, tmp_path: Path) -> None:
+    """A training user's own pairs, given as a support set, are that user."""
+    model = fitted("vpl", mode, tmp_path)
+    own = [pair for pair in PAIRS if pair.user_id == "u1"]
+    assert len(own) <= 8
+    torch.testing.assert_close(
+        model.adapt(own).values["mean"], model.state_of("u1").values["mean"], rtol=1e-4, atol=1e-5
+    )

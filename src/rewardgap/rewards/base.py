@@ -91,6 +91,7 @@ class Head(ABC):
         name: the method's name in the catalogue.
         view: what a row of features is of: "joint", the prompt with the completion, or "apart", the state of the
             completion read alone followed by that of the prompt, in one row of twice the width.
+        adapts_on_base: whether a support set is read on the frozen backbone where an adapter is trained beside the head.
         defaults: epochs, pairs a step and learning rate of the adapter, where a backbone is trained as well.
         width: D, the number of features.
         users: the training users, sorted.
@@ -102,6 +103,7 @@ class Head(ABC):
 
     name: ClassVar[str]
     view: ClassVar[Literal["joint", "apart"]] = "joint"
+    adapts_on_base: ClassVar[bool] = False
     defaults: ClassVar[FitDefaults] = FitDefaults(epochs=1, batch_size=8, learning_rate=1e-4)
     optimiser: Optimiser = "lbfgs"
     max_steps: int = 1000

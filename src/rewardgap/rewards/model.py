@@ -154,13 +154,17 @@ class RewardModel:
 
     def adapt(self, support: Sequence[PreferencePair]) -> UserState:
         """Return the state of a user who revealed these pairs; empty support is the cold start. Changes nothing."""
-        chosen, rejected = self.pair_features(support)
-        return self.head.adapt(chosen, rejected)
+        return self.head.adapt(*self.support_features(support))
 
     def adapt_all(self, supports: Sequence[Sequence[PreferencePair]]) -> list[UserState]:
         """Return the states of several users, with their texts encoded in one go."""
-        self.pair_features([pair for support in supports for pair in support])
+        self.support_features([pair for support in supports for pair in support])
         return [self.adapt(support) for support in supports]
+
+    def support_features(self, pairs: Sequence[PreferencePair]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return (N, D) features of support pairs, read where the head learnt to read users from."""
+        own = replace(self, adapted=None) if self.head.adapts_on_base else self
+        return own.pair_features(pairs)
 
     def state_of(self, user_id: str) -> UserState:
         """Return a training user's own state."""

@@ -92,6 +92,7 @@ class VPL(Head):
     """
 
     name: ClassVar[str] = "vpl"
+    adapts_on_base: ClassVar[bool] = True
 
     def __init__(
         self,

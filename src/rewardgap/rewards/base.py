@@ -91,7 +91,7 @@ class Head(ABC):
         name: the method's name in the catalogue.
         view: what a row of features is of: "joint", the prompt with the completion, or "apart", the state of the
             completion read alone followed by that of the prompt, in one row of twice the width.
-        adapts_on_base: whether a support set is read on the frozen backbone where an adapter is trained beside the head.
+        adapts_on_base: whether a support set is read on the frozen backbone, where an adapter is trained as well.
         defaults: epochs, pairs a step and learning rate of the adapter, where a backbone is trained as well.
         width: D, the number of features.
         users: the training users, sorted.

@@ -32,8 +32,8 @@ def heads(found: dict[str, Any]) -> str:
         f"`rewardgap bench heads --output benchmarks/results/heads.json`: {sizes['pairs']:,} pairs of {sizes['users']} "
         f"users, {sizes['width']} features, {sizes['support']} support pairs for each of {sizes['users']} new users; "
         f"each head in a process of its own. {machine(found)}. Seconds are this machine's. "
-        "Five times the steps are allowed, not ordered: `pal_a`, `pal_b` and `vpl` stop where held-out pairs are "
-        "predicted no better, the others where nothing is gained.",
+        "Five times the steps: five times the limit and no tolerance; `pal_a`, `pal_b` and `vpl`, which stop where "
+        "held-out pairs are predicted no better, also wait five times as long for that.",
         "",
         "| head | fit, s | adapt, ms a user | peak, GiB | training loss, nats | what 5 times the steps gain, % "
         "| seen users, % | unseen users, % |",

@@ -188,6 +188,9 @@ UNKNOWN = {
     "no candidates": (["deployments=[{decoder: args_greedy, top_k: 0}]"], ["top_k must be at least 1"]),
     "fewer than no shots": (["deployments=[{policy: icl, num_demonstrations: -1}]"], ["must be at least 0"]),
     "device": (["device=abacus"], ["device 'abacus' cannot be used"]),
+    "protocol": (["split={protocol: tldr_lor}"], ["unknown split protocol 'tldr_lor'", "'tldr_lore'"]),
+    "protocol and options": (["split={protocol: tldr_lore, support: 4}"], ["protocol says who is where", "no support"]),
+    "two splits": (["split={protocol: tldr_lore, file: x.json}"], ["either file or protocol"]),
     "environment": (["data.options.path=${REWARDGAP_NOWHERE}/x.jsonl"], ["REWARDGAP_NOWHERE", "not set"]),
 }
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from command import call, ok, refused, write_rows
 from test_cli_study import study_of, write_study
 
@@ -234,6 +235,66 @@ def test_a_study_runs_on_a_prepared_folder(prepared: dict[str, Path], tiny_folde
     assert {row["pairing"] for row in rows} == {"closest"}
     measured = {row["stage"] for row in rows if row["value"]}
     assert {"rm_accuracy", "policy_accuracy", "behaviour", "win_rate"} <= measured
+
+
+def test_a_study_names_the_split_that_pairs_were_made_with(
+    prepared: dict[str, Path], tiny_folder: Path, tmp_path: Path
+) -> None:
+    """With the file that says which texts were shown, no shown text is a query, whatever rule made the pairs."""
+    made = Split.load(prepared["other_user"] / "split.json")
+    for rule in ("other_user", "closest"):
+        study = study_of(
+            str(tiny_folder),
+            data={"name": "folder", "options": {"path": str(prepared[rule])}},
+            split={"file": str(prepared["other_user"] / "split.json")},
+            deployments=[{"policy": "zero_shot"}],
+            controls={"shuffled_labels": 0, "swap": False, "synthetic_text": False},
+            resamples=20,
+        )
+        ok("run", write_study(tmp_path, study), "--output", tmp_path / rule, "--threads", 1)
+        (used,) = (Split.load(path) for path in (tmp_path / rule / "splits").iterdir())
+        data = load_dataset("folder", path=prepared[rule])
+        used.check(data)
+        there = {pair.example_id for pair in data.pairs}
+        assert used.query_ids == {user: tuple(i for i in ids if i in there) for user, ids in made.query_ids.items()}
+        rows = list(csv.DictReader((tmp_path / rule / "results.csv").open(encoding="utf-8")))
+        assert {row["support_size"] for row in rows if row["users"] == "unseen"} - {""} == {"2"}
+        assert yaml.safe_load((tmp_path / rule / "study.yaml").read_text())["split"] == {"file": "split.json"}
+    study["split"] = {"file": str(tmp_path / "none.json")}
+    said = refused(3, "run", write_study(tmp_path, study), "--output", tmp_path / "x", "--threads", 1)
+    assert "none.json' cannot be read" in said
+
+
+def test_a_study_takes_a_published_protocol(tiny_folder: Path, tmp_path: Path, authored: Path) -> None:
+    sides = ["train"] * 5 + ["valid1", "valid2"]
+    rows = [
+        {
+            "user_id": f"w{worker}",
+            "example_id": f"{worker}.{number}",
+            "prompt": f"{WORDS[number]} {worker}",
+            "chosen": f"{WORDS[worker]} paper",
+            "rejected": f"{WORDS[worker]} stone",
+            "meta": {"split": side},
+        }
+        for worker in range(6)
+        for number, side in enumerate(sides[: 7 - (worker == 5)])
+    ]
+    study = study_of(
+        str(tiny_folder),
+        data={"name": "jsonl", "options": {"path": str(write_rows(tmp_path / "rows.jsonl", rows))}},
+        split={"protocol": "tldr_lore"},
+        deployments=[{"policy": "zero_shot"}],
+        metrics=[],
+        controls={"shuffled_labels": 0, "swap": False, "synthetic_text": False},
+        resamples=20,
+    )
+    ok("run", write_study(tmp_path, study), "--output", tmp_path / "out", "--threads", 1)
+    (used,) = (Split.load(path) for path in (tmp_path / "out" / "splits").iterdir())
+    assert (len(used.train_users), len(used.adapt_users)) == (3, 3)
+    assert {len(ids) for ids in used.support_ids.values()} == {5}
+    study["data"] = {"name": "authored", "options": {"path": str(authored), "task": "title"}}
+    said = refused(2, "run", write_study(tmp_path, study), "--output", tmp_path / "x", "--threads", 1)
+    assert "'tldr_lore' parts preference pairs" in said
 
 
 def test_a_dry_run_of_a_push_tells_everything_and_sends_nothing(prepared: dict[str, Path]) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rewardgap.core.errors import SplitError
 from rewardgap.core.records import AuthoredText, PreferencePair
 from rewardgap.data.base import AuthoredDataset, PreferenceDataset
+from rewardgap.data.restricting import restrict_split
 from rewardgap.data.splits import Split, split_users
 
 
@@ -187,3 +188,38 @@ def test_no_row_can_be_moved_unseen(data, options, pick):
         assert wrong
     else:
         assert not wrong
+
+
+@settings(max_examples=150)
+@given(datasets(), OPTIONS, st.data())
+def test_on_other_data_a_split_is_what_both_have_and_keeps_its_promises(data, options, more):
+    split = drawn(data, **options)
+    if split is None:
+        return
+    ids = [row.example_id for row in data.rows]
+    kept = set(more.draw(st.lists(st.sampled_from(ids), min_size=1, unique=True)))
+    fewer = replace(data, **{data_rows(data): tuple(row for row in data.rows if row.example_id in kept)})
+    trained = {data.by_id(name).user_id for name in split.train_ids if name in kept}
+    asked = {user for user in split.adapt_users if kept & set(split.query_ids[user])}
+    if not trained or not asked:
+        with pytest.raises(SplitError, match="expected at least 1 of each"):
+            restrict_split(split, fewer)
+        return
+    found = restrict_split(split, fewer)
+    assert found.train_users == tuple(user for user in split.train_users if user in trained)
+    assert found.adapt_users == tuple(user for user in split.adapt_users if user in asked)
+    assert found.train_ids == tuple(name for name in split.train_ids if name in kept)
+    valid = [name for name in split.valid_ids if name in kept]
+    assert found.valid_ids == tuple(name for name in valid if data.by_id(name).user_id in trained)
+    for user in asked:
+        assert found.support_ids[user] == tuple(name for name in split.support_ids[user] if name in kept)
+        assert found.query_ids[user] == tuple(name for name in split.query_ids[user] if name in kept)
+    assert broken_promises(fewer, found, options) == []
+    assert Split.from_json(json.loads(json.dumps(found.to_json()))) == found
+    found.check(fewer)
+    if kept == set(ids):
+        assert found is split
+
+
+def data_rows(data) -> str:
+    return "pairs" if isinstance(data, PreferenceDataset) else "texts"

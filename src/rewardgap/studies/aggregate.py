@@ -20,6 +20,7 @@ from rewardgap.metrics.win_rate import win_name, wins
 from rewardgap.policies.catalog import POLICIES
 from rewardgap.stats.bootstrap import clustered_mean
 from rewardgap.studies.compare import baseline_results, control_results, tau_results
+from rewardgap.studies.splitting import support_notes, support_size
 from rewardgap.studies.workbench import retriever_of, shown_name
 
 if TYPE_CHECKING:
@@ -69,13 +70,18 @@ class Tables:
         data = self.bench.dataset
         return self.study.pairing.rule if isinstance(data, AuthoredDataset) else data.pairing
 
+    @property
+    def support_size(self) -> int:
+        """Return how many pairs an adapt user reveals; where a named split fixes no number, the most of any."""
+        return support_size(self.bench.split, self.study.split)
+
     def template(self, users: Literal["seen", "unseen"], stage: Stage, metric: str) -> ResultRow:
         """Return a row with the columns that all rows of the study share."""
         return ResultRow(
             dataset=self.dataset,
             pairing=self.pairing,
             policy=shown_name(self.study.policy),
-            support_size=self.study.split.support,
+            support_size=self.support_size,
             users=users,
             seed=self.study.seed,
             stage=stage,
@@ -357,12 +363,8 @@ def _notes(tables: Tables) -> list[str]:
         )
     if not any(is_baseline(d) for d, _, _ in tables.plan.written):
         notes.append("No zero_shot deployment was run, so there is nothing that win rates could be over.")
-    wanted = tables.study.split.support
-    short = sum(len(rows) < wanted for rows in tables.bench.study_pairs().support.values())
-    if short:
-        notes.append(
-            f"{short} adapt users have fewer than {wanted} support pairs, since some of their texts gave none."
-        )
+    supports = tables.bench.study_pairs().support.values()
+    notes += support_notes(tables.study.split, tables.support_size, [len(rows) for rows in supports])
     if not tables.plan.behaviour:
         notes.append(
             "The data have no texts written by users, so there is no behaviour stage: the chain ends at win rate."

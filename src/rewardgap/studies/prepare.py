@@ -23,11 +23,11 @@ from rewardgap.data.folder import FACTS_FILE, load_folder, read_facts, write_fol
 from rewardgap.data.hub_card import Background
 from rewardgap.data.ordering import in_random_order
 from rewardgap.data.partition import Split
-from rewardgap.data.splits import split_users
 from rewardgap.studies.cells import Cell
 from rewardgap.studies.environment import environment
 from rewardgap.studies.run import locked
 from rewardgap.studies.spec import filled
+from rewardgap.studies.splitting import draw_split
 from rewardgap.studies.stages import run_pairing
 from rewardgap.studies.workbench import Workbench, shown_name, split_hash, split_ids
 
@@ -112,7 +112,7 @@ class PreparationBench(Workbench):
         about (query) is in nobody's alternative. The other rules show nothing: every text is in one list.
         """
         if self.study.pairing.rule == "other_user":
-            drawn = split_users(self.dataset, seed=self._split_seed, **self.study.split.model_dump())
+            drawn = draw_split(self.dataset, self.study.split, self.study.seed)
             _check_donors(self.dataset, drawn)
             return drawn
         return Split(
@@ -122,13 +122,9 @@ class PreparationBench(Workbench):
             valid_ids=(),
             support_ids={},
             query_ids={},
-            seed=self._split_seed,
+            seed=child_seed(self.study.seed, "split"),
             fingerprint=self.dataset.fingerprint(),
         )
-
-    @property
-    def _split_seed(self) -> int:
-        return child_seed(self.study.seed, "split")
 
 
 def prepare(preparation: Preparation, folder: Path, progress: Progress) -> PreferenceDataset:
@@ -254,8 +250,8 @@ def _dataset(bench: PreparationBench, records: list[dict[str, Any]]) -> Preferen
         notes.append(f"{cut} prompts were shortened at a word to fit the policy.")
     if bench.study.pairing.rule == "other_user":
         notes.append(
-            "The texts in train and support of split.json were shown to make other users' rejected sides: a study "
-            f"should use the same split options and seed {bench.study.seed}, so that none of them is a query."
+            "The texts in train and support of split.json were shown to make other users' rejected sides: a study on "
+            "these pairs should name that file (split: {file: FOLDER/split.json}), so that none of them is a query."
         )
     return PreferenceDataset(
         bench.study.name,

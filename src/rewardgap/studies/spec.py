@@ -11,9 +11,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-from rewardgap.core.errors import ConfigError
+from rewardgap.core.errors import ConfigError, UnknownNameError
+from rewardgap.data.protocols import PROTOCOLS
 from rewardgap.data.sides import CUT_FORMS, share_before
 from rewardgap.studies.methods import mode_of, steers
 
@@ -40,8 +50,10 @@ class PairingSpec(_Part):
 
 
 class SplitSpec(_Part):
-    """Who is trained on and who is adapted to."""
+    """Who is trained on and who is adapted to: a file, a published protocol, or a draw by the other options."""
 
+    file: str | None = Field(None, min_length=1, description="a split saved before, instead of a draw")
+    protocol: str | None = Field(None, description="a published split by name, instead of a draw")
     train_users: int | None = Field(None, ge=1, description="users in U_train; all that are left unless given")
     pairs_per_train_user: int | None = Field(None, ge=1, description="pairs a training user; all unless given")
     valid_per_train_user: int | None = Field(None, ge=0, description="held-out pairs a training user")
@@ -76,6 +88,34 @@ class SplitSpec(_Part):
             raise ValueError(f"expected {CUT_FORMS}") from None
         # YAML reads 2021-01-01 as a date, which JSON does not have.
         return str(value) if share is None else share
+
+    @field_validator("protocol")
+    @classmethod
+    def _a_known_protocol(cls, value: str | None) -> str | None:
+        if value is not None and value not in PROTOCOLS:
+            raise ValueError(str(UnknownNameError("split protocol", value, PROTOCOLS)).rstrip("."))
+        return value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> SplitSpec:
+        given = [name for name in ("file", "protocol") if getattr(self, name) is not None]
+        useless = sorted(self.model_fields_set - {"file", "protocol"})
+        if len(given) == 2:
+            raise ValueError("give either file or protocol")
+        if given and useless:
+            raise ValueError(f"{given[0]} says who is where; it takes no {' and no '.join(useless)}")
+        return self
+
+    @property
+    def is_drawn(self) -> bool:
+        """Return whether the split is drawn by the options, not named."""
+        return self.file is None and self.protocol is None
+
+    @model_serializer(mode="wrap")
+    def _what_is_in_force(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return what the split comes from: read back, the other keys would contradict it."""
+        named = {name: value for name in ("file", "protocol") if (value := getattr(self, name)) is not None}
+        return named or {key: value for key, value in dump(self).items() if key not in ("file", "protocol")}
 
 
 class GenerationSpec(_Part):

@@ -16,7 +16,6 @@ from rewardgap.core.seeds import child_seed
 from rewardgap.core.store import content_hash, write_bytes
 from rewardgap.data.base import AuthoredDataset, PreferenceDataset
 from rewardgap.data.catalog import load_dataset
-from rewardgap.data.splits import split_users
 from rewardgap.decoding.catalog import DECODERS
 from rewardgap.policies.base import GenerationSettings
 from rewardgap.policies.catalog import POLICIES, build_judge
@@ -28,6 +27,7 @@ from rewardgap.rewards.model import RewardModel
 from rewardgap.studies.cells import Cell, CellFolder
 from rewardgap.studies.methods import load_ranker_states, steers
 from rewardgap.studies.spec import expand, filled
+from rewardgap.studies.splitting import draw_split
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -115,11 +115,7 @@ class Workbench:
     @cached_property
     def split(self) -> Split:
         """Return who is trained on and who is adapted to."""
-        options = self.study.split.model_dump()
-        seed = child_seed(self.study.seed, "split")
-        if isinstance(self.dataset, AuthoredDataset):
-            return split_users(self.dataset, seed=seed, **options)
-        return split_users(self.dataset, seed=seed, **options)
+        return draw_split(self.dataset, self.study.split, self.study.seed)
 
     @cached_property
     def policy(self) -> Backbone:

@@ -18,6 +18,7 @@ class SlowText:
     tokens: list[int] = field(default_factory=list)
     ended: bool = False
     reward: float = 0.0
+    changed: int = 0
     margins: list[float] = field(default_factory=list)
     """How far the best score lay ahead of the second, at each step."""
 
@@ -83,6 +84,7 @@ def slow_decode(
                 if uniforms[step] < reached:
                     chosen = token
                     break
+        out.changed += chosen != candidates[0]
         here = rewards[chosen]
         out.reward = here
         if chosen in end:

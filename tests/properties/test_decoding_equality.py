@@ -19,7 +19,7 @@ from rewardgap.backbones.session import TrieSession
 from rewardgap.core.errors import ModelError
 from rewardgap.decoding.args import ArgsGreedy, ArgsStochastic
 from rewardgap.decoding.base import Decoder
-from rewardgap.decoding.loop import Decoded, StopRule, decode
+from rewardgap.decoding.loop import LOOK_AHEAD, Decoded, LookAhead, StopRule, decode
 from rewardgap.decoding.plain import Greedy, Sample
 from rewardgap.rewards.guide import BackboneGuide, Guide, PolicyStateGuide, PrefixGuide
 from standins import ARCHITECTURES, DotHead, tiny_backbone, without_packing
@@ -27,6 +27,7 @@ from standins import ARCHITECTURES, DotHead, tiny_backbone, without_packing
 VOCABULARY = 29
 SCALE = 3.0
 PROMPTS = st.lists(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=44), min_size=1, max_size=4)
+AHEAD = st.none() | st.just(LOOK_AHEAD) | st.sampled_from([1, 2, 3, 6]).map(lambda steps: LookAhead(fixed=steps))
 WEIGHTS = st.sampled_from([0.0, 0.5, 1.0, 4.0, -1.0, -3.0])
 ENDS = st.sets(st.integers(0, VOCABULARY - 1), min_size=1, max_size=4)
 
@@ -38,10 +39,11 @@ def run(
     stop: StopRule,
     guide: Guide | None = None,
     seeds: list[int] = [],  # noqa: B006
+    ahead: LookAhead | None = LOOK_AHEAD,
 ) -> list[Decoded]:
     room = stop.max_new_tokens + (decoder.top_k or 1)
     session = TrieSession(backbone, len(prompts), max(map(len, prompts)) + room)
-    return decode(session, session.prefill(prompts), decoder, stop, guide=guide, seeds=seeds)
+    return decode(session, session.prefill(prompts), decoder, stop, guide=guide, seeds=seeds, look_ahead=ahead)
 
 
 def users(rows: int, width: int) -> list[torch.Tensor]:
@@ -84,15 +86,16 @@ def test_guided_tokens_are_those_of_the_slow_loop(architecture: str, kind: str, 
     states = users(len(prompts), policy.width)
     reward_prompts = [[7, *prompt[-5:]] for prompt in prompts]
     rewarder = tiny_backbone("llama" if architecture != "llama" else "mistral", seed=1)
+    ahead = data.draw(AHEAD, label="ahead")
     guide: Guide
     if kind == "policy_state":
         guide = PolicyStateGuide(DotHead(), states, SCALE)  # type: ignore[arg-type]
     elif kind == "own_backbone":
-        room = longest + min(k, VOCABULARY)
+        room = longest + min(k, VOCABULARY) * data.draw(st.sampled_from([1, 3, 8]), label="room")
         guide = BackboneGuide(rewarder, reward_prompts, DotHead(), states, SCALE, room)  # type: ignore[arg-type]
     else:
         guide = PrefixGuide(prefix_reward, len(prompts))
-    fast = run(policy, prompts, decoder, stop, guide, seeds)
+    fast = run(policy, prompts, decoder, stop, guide, seeds, ahead)
     for row, prompt in enumerate(prompts):
         if kind == "policy_state":
             reward = model_reward(policy.model, prompt, states[row], SCALE)
@@ -106,6 +109,10 @@ def test_guided_tokens_are_those_of_the_slow_loop(architecture: str, kind: str, 
         )  # fmt: skip
         check(fast[row], slow)
         assert fast[row].reward == pytest.approx(slow.reward, abs=1e-9)
+        assert fast[row].changed == slow.changed
+        assert len(fast[row].reward_spread) == (fast[row].steps if min(k, VOCABULARY) > 1 else 0)
+        assert fast[row].guide_passes <= fast[row].steps
+        assert fast[row].drafted == 0 or fast[row].steps <= fast[row].drafted
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -260,6 +267,7 @@ class ToyBackbone:
     """A policy that says a, b, E with odds 5 : 3 : 2, whatever came before."""
 
     packs = False
+    num_weights = 1
 
     def hidden_unpacked(self, paths: list[list[int]]) -> list[torch.Tensor]:
         return [torch.zeros(len(path), 1, dtype=torch.float64) for path in paths]

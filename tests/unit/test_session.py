@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rewardgap.backbones.hf import Backbone
 from rewardgap.backbones.session import TrieSession
-from rewardgap.backbones.trie import chain, siblings
+from rewardgap.backbones.trie import build_trie, chain, siblings
 from standins import ARCHITECTURES, tiny_backbone, without_packing
 
 PROMPTS = st.lists(st.lists(st.integers(0, 28), min_size=1, max_size=42), min_size=1, max_size=3)
@@ -37,7 +37,7 @@ def test_any_sequence_of_moves_equals_full_encoding(
     for row, state in enumerate(session.prefill(prompts)):
         close(state, encode(backbone, paths[row]))
     for _ in range(data.draw(st.integers(1, 5), label="moves")):
-        move = data.draw(st.sampled_from(["siblings", "probe", "turn", "select"]), label="move")
+        move = data.draw(st.sampled_from(["siblings", "probe", "turn", "select", "commit"]), label="move")
         if move == "siblings":
             width = data.draw(st.integers(1, 4))
             tokens = [data.draw(st.lists(st.integers(0, 28), min_size=width, max_size=width)) for _ in paths]
@@ -57,6 +57,25 @@ def test_any_sequence_of_moves_equals_full_encoding(
                 for place in range(len(tails[row])):
                     close(states[row, place], encode(backbone, path + tails[row][: place + 1]))
             session.truncate(length)
+        elif move == "commit":  # a tree below each tip, of which each row keeps a path of its own length
+            session.reserve(8)
+            begin = session.forest.length
+            tries = [
+                build_trie(data.draw(st.lists(st.lists(st.integers(0, 3), max_size=3), max_size=3))) for _ in paths
+            ]
+            rows = zip(tries, session.tips, strict=True)
+            states = session.extend([trie.block(parent=tip, start=begin) for trie, tip in rows])
+            kept = []
+            for row, trie in enumerate(tries):
+                spelled: list[list[int]] = []
+                for node, (token, parent) in enumerate(zip(trie.tokens, trie.parents, strict=True)):
+                    spelled.append([*(spelled[parent] if parent >= 0 else paths[row]), token])
+                    close(states[row, node], encode(backbone, spelled[-1]))
+                ways = [(), *(path[: end + 1] for path in trie.paths for end in range(len(path)))]
+                way = data.draw(st.sampled_from(ways), label="way")
+                kept.append([begin + node for node in way])
+                paths[row] = spelled[way[-1]] if way else paths[row]
+            session.commit(kept, begin)
         elif move == "turn":
             more = [data.draw(st.lists(st.integers(0, 28), min_size=1, max_size=6)) for _ in paths]
             states = session.prefill(more)
@@ -69,6 +88,30 @@ def test_any_sequence_of_moves_equals_full_encoding(
             paths = [list(paths[row]) for row in rows]
         assert session.rows == len(paths)
         assert [session.forest.path(row, tip) for row, tip in enumerate(session.tips)] == paths
+
+
+@pytest.mark.parametrize("packs", [True, False])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_gaps_of_rows_that_keep_less_are_closed_when_room_runs_out(architecture: str, packs: bool) -> None:
+    backbone = tiny_backbone(architecture)
+    session = TrieSession(backbone if packs else without_packing(backbone), 2, 26)
+    paths = [[1, 2, 3], [(5 * i + 1) % 29 for i in range(11)]]
+    session.prefill(paths)
+    for turn in range(6):  # in turn, one row keeps three tokens and the other none: 18 slots, of which 9 are a row's
+        tails = [[7 + turn, 8, 9], [10, 11, 12 + turn]]
+        session.reserve(3)
+        begin = session.forest.length
+        session.extend([chain(tail, tip, begin) for tail, tip in zip(tails, session.tips, strict=True)])
+        kept = [[begin, begin + 1, begin + 2] if row == turn % 2 else [] for row in range(2)]
+        session.commit(kept, begin)
+        paths = [path + tails[row] if kept[row] else path for row, path in enumerate(paths)]
+    session.reserve(2)
+    states = session.extend([siblings((4, 6), tip) for tip in session.tips])
+    for row, path in enumerate(paths):
+        for place, token in enumerate((4, 6)):
+            close(states[row, place], encode(backbone, [*path, token]))
+    with pytest.raises(ValueError, match="27 slots needed, capacity is 26"):
+        session.reserve(27 - max(map(len, paths)))
 
 
 def test_rows_may_be_selected_before_anything_was_read() -> None:

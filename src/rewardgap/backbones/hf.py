@@ -60,6 +60,11 @@ class Backbone:
         return int(self.model.get_output_embeddings().weight.shape[0])
 
     @property
+    def num_weights(self) -> int:
+        """Return how many numbers a pass over this network reads."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
     def context(self) -> int:
         """Return the longest sequence the model was made for."""
         return int(getattr(self.config, "max_position_embeddings", 0) or 1 << 30)

@@ -65,6 +65,12 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         self.values[:, :, target] = self.values[rows, :, sources]
         self.length = target + 1
 
+    def gather(self, sources: torch.Tensor, target: int) -> None:
+        rows, end = torch.arange(sources.shape[0], device=sources.device)[:, None], target + sources.shape[1]
+        self.keys[:, :, target:end] = self.keys[rows, :, sources].transpose(1, 2)
+        self.values[:, :, target:end] = self.values[rows, :, sources].transpose(1, 2)
+        self.length = end
+
     def select(self, rows: torch.Tensor) -> None:
         if self.is_initialized:
             self.keys, self.values = self.keys[rows], self.values[rows]
@@ -106,6 +112,8 @@ class TrieSession:
 
         The node j of a row's block is at slot `length before the call + j`.
         """
+        if not any(block.tokens for block in blocks):
+            return torch.zeros((self.rows, 0, self.backbone.width), dtype=self.backbone.dtype)
         start = self.forest.length
         appended = self.forest.append(blocks)
         self.forwards += 1
@@ -135,6 +143,44 @@ class TrieSession:
             for layer in self._cache.layers:
                 layer.move(index, begin)
         self.tips = [begin] * self.rows
+
+    def commit(self, paths: Sequence[Sequence[int]], start: int) -> None:
+        """Keep a path of nodes a row, move its tip to the path's end, and forget every other slot from `start` on.
+
+        Args:
+            paths: for each row, slots from `start` on of which each is the parent of the next; an empty path keeps
+                nothing, and the row's tip stays.
+            start: the length before the blocks that hold the paths were appended.
+        """
+        self.forest.commit(paths, start)
+        longest = max(map(len, paths), default=0)
+        if self._cache is not None:
+            sources = [[*path, *[start] * (longest - len(path))] for path in paths]
+            # What already lies in place is not copied: of a chain, only what comes after its first gap.
+            still = next((i for i in range(longest) if any(row[i] != start + i for row in sources)), longest)
+            index = torch.tensor(sources, dtype=torch.long, device=self.backbone.device)[:, still:]
+            for layer in self._cache.layers:
+                layer.gather(index, start + still)
+        self.tips = [start + len(path) - 1 if path else tip for path, tip in zip(paths, self.tips, strict=True)]
+
+    @property
+    def free(self) -> int:
+        """Return how many slots there are behind the longest row, once gaps are closed."""
+        return self.forest.capacity - max(self.forest.depth(row, tip) for row, tip in enumerate(self.tips))
+
+    def reserve(self, more: int) -> None:
+        """Make room for more slots: where they would not fit, close the gaps that paths of different lengths left.
+
+        Slots get new numbers then, so call it before blocks are built.
+
+        Raises:
+            ValueError: if they do not fit without gaps either.
+        """
+        if self.forest.length + more <= self.forest.capacity:
+            return
+        self.commit([self.forest.slots(row, tip) for row, tip in enumerate(self.tips)], 0)
+        if self.forest.length + more > self.forest.capacity:
+            raise ValueError(f"{self.forest.length + more} slots needed, capacity is {self.forest.capacity}.")
 
     def truncate(self, length: int) -> None:
         """Forget every slot from `length` on; tips must lie before it."""

@@ -191,11 +191,19 @@ class TokenForest:
 
     def path(self, row: int, slot: int) -> list[int]:
         """Return the token ids from the root to a slot."""
-        tokens = []
+        return [int(self._tokens[row, at]) for at in self.slots(row, slot)]
+
+    def depth(self, row: int, slot: int) -> int:
+        """Return the number of nodes from the root to a slot, itself included; 0 for ROOT."""
+        return 0 if slot == ROOT else int(self._positions[row, slot]) + 1
+
+    def slots(self, row: int, slot: int) -> list[int]:
+        """Return the slots from the root to a slot, itself included."""
+        found = []
         while slot != ROOT:
-            tokens.append(int(self._tokens[row, slot]))
+            found.append(slot)
             slot = int(self._parents[row, slot])
-        return tokens[::-1]
+        return found[::-1]
 
     def keep(self, slots: Sequence[int], target: int) -> None:
         """Move one node of each row to slot `target` and forget every slot after it.
@@ -213,6 +221,40 @@ class TokenForest:
             bits[target // 8] |= np.uint8(128 >> (target % 8))
             self._bits[row, target] = bits
         self.length = target + 1
+
+    def commit(self, paths: Sequence[Sequence[int]], start: int) -> None:
+        """Move a path of nodes of each row to the slots from `start` on and forget every other slot from there.
+
+        Rows may keep paths of different lengths; what is left over of the longest is padding.
+
+        Args:
+            paths: for each row, slots of which each is the parent of the next; empty to keep none.
+            start: first slot to be written; the parent of a path's first node lies before it.
+
+        Raises:
+            ValueError: if a path's nodes do not follow one another, or its first follows a slot from `start` on.
+        """
+        longest = max(map(len, paths), default=0)
+        for row, path in enumerate(paths):
+            count, end = len(path), start + len(path)
+            if path:
+                source = np.asarray(path, np.int64)
+                parents = self._parents[row, source]
+                if parents[0] >= start or (parents[1:] != source[:-1]).any():
+                    raise ValueError(f"slots {list(path)} of row {row} are no path that begins before slot {start}.")
+                first = int(parents[0])
+                seen = self._sees(row, first, start) if first != ROOT else np.zeros(start, np.bool_)
+                depth = int(self._positions[row, first]) + 1 if first != ROOT else 0
+                self._tokens[row, start:end] = self._tokens[row, source]
+                self._parents[row, start:end] = [first, *range(start, end - 1)]
+                self._positions[row, start:end] = np.arange(depth, depth + count)
+                visible = np.concatenate([np.tile(seen, (count, 1)), np.tri(count, dtype=np.bool_)], 1)
+                packed = np.packbits(visible, axis=-1)
+                self._bits[row, start:end] = 0
+                self._bits[row, start:end, : packed.shape[-1]] = packed
+            self._parents[row, end : start + longest] = _PADDING
+            self._positions[row, end : start + longest] = 0
+        self.length = start + longest
 
     def truncate(self, length: int) -> None:
         """Forget every slot from `length` on."""

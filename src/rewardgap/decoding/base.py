@@ -1,12 +1,18 @@
-"""What a decoder is: a rule that picks one of k candidates, and the card that lists it."""
+"""What a decoder is: a rule that picks one of k candidates, or a search over longer pieces; and its card."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
+
+    from rewardgap.backbones.session import TrieSession
+    from rewardgap.decoding.outcome import Decoded, StopRule, Watch
+    from rewardgap.rewards.guide import Guide
 
 
 class Decoder(Protocol):
@@ -48,6 +54,30 @@ class Decoder(Protocol):
 
         Candidates come best first under π, or, without a `top_k`, in the order of their ids.
         """
+        ...
+
+
+@runtime_checkable
+class Search(Protocol):
+    """A decoder that chooses among pieces longer than a token: it has a loop of its own.
+
+    It gives no token a probability that could be computed, so it scores no given text.
+    """
+
+    def search(
+        self,
+        session: TrieSession,
+        tip_states: torch.Tensor,
+        stop: StopRule,
+        guide: Guide | None,
+        seeds: Sequence[int],
+        watch: Watch | None = None,
+    ) -> list[Decoded]:
+        """Generate until every row has ended; the arguments are those of `decode`."""
+        ...
+
+    def room(self, max_new_tokens: int) -> int:
+        """Return the slots that a row needs behind its prompt, in the policy's session and in a guide's."""
         ...
 
 

@@ -11,10 +11,11 @@ import numpy as np
 
 from rewardgap.backbones.session import TrieSession
 from rewardgap.backbones.traces import NODES_PER_ROW, Trace, TraceCache, policy_traces
-from rewardgap.core.errors import ConfigError, DataError
+from rewardgap.core.errors import ConfigError, DataError, NotScorableError
 from rewardgap.core.records import SOURCE_SLOT, prompt_text
 from rewardgap.core.seeds import child_seed
-from rewardgap.decoding.loop import Decoded, StopRule, decode
+from rewardgap.decoding.base import Search
+from rewardgap.decoding.loop import Decoded, StopRule, Watch, decode
 from rewardgap.metrics.policy_accuracy import HEADLINE, VARIANT_NAMES, coverage, policy_scores
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ class Generation:
         guidance_ratio: spread of λ r over spread of log π among candidates; None without guidance.
         changed: share of steps at which guidance took another token than the policy's best; None without guidance.
         near_ties: steps whose two best scores lay within 2e-4.
+        guide_passes: times that candidates were rewarded, for each token written; below 1 where several steps shared
+            one; None without guidance.
     """
 
     text: str
@@ -86,6 +89,7 @@ class Generation:
     guidance_ratio: float | None = None
     changed: float | None = None
     near_ties: int = 0
+    guide_passes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -113,8 +117,17 @@ class PolicyRun:
     guide_cost: tuple[int, int] = field(default=(0, 0))
 
     def scores(self, completions: Sequence[Sequence[str]]) -> list[list[Scores]]:
-        """Score given completions of each prompt."""
+        """Score given completions of each prompt.
+
+        Raises:
+            NotScorableError: if the decoder gives texts no probability that could be computed.
+        """
         policy = self.policy
+        if not policy.scorable:
+            raise NotScorableError(
+                f"the decoder {policy.decoder.name} gives a text no probability that could be computed, so it has no "
+                "policy accuracy; score with args_greedy or args_stochastic."
+            )
         encoder = policy.backbone.encoder
         ids = [
             [encoder.encode_completion(text, after=prompt) for text in row]
@@ -150,11 +163,13 @@ class PolicyRun:
             return fresh
         return [[trace for trace in row if trace is not None] for row in found]
 
-    def generate(self) -> list[Generation]:
-        """Write a completion for each prompt."""
+    def generate(self, watch: Watch | None = None) -> list[Generation]:
+        """Write a completion for each prompt; `watch` is called after each token of each row."""
         policy = self.policy
         guide = policy.guide(self)
-        decoded = decode(self.session, self.tips, policy.decoder, policy.stop_rule(), guide=guide, seeds=self.seeds)
+        decoded = decode(
+            self.session, self.tips, policy.decoder, policy.stop_rule(), guide=guide, seeds=self.seeds, watch=watch
+        )
         if guide is not None:
             self.guide_cost = (guide.forwards, guide.tokens)
         return [policy.finish(row) for row in decoded]
@@ -216,6 +231,11 @@ class AdaptedPolicy(ABC):
     def node_rewards(self, run: PolicyRun, traces: Sequence[Sequence[Trace]]) -> list[list[NodeRewards]] | None:
         """Return the rewards along given completions, or None where there is no reward."""
         return None
+
+    @property
+    def scorable(self) -> bool:
+        """Return whether given completions can be scored."""
+        return not isinstance(self.decoder, Search)
 
     @property
     def score_top_k(self) -> int:
@@ -344,11 +364,14 @@ class AdaptedPolicy(ABC):
             sum(decoded.reward_spread) / fluency if steps and fluency > 0 else None,
             decoded.changed / steps if steps else None,
             decoded.near_ties,
+            decoded.guide_passes / decoded.steps if steps else None,
         )
 
     def _room(self, completions: Sequence[Sequence[str]], prompts: Sequence[Prompt]) -> int:
         encoder = self.backbone.encoder
         decoding = self.settings.max_new_tokens + (self.decoder.top_k or 1) + 1
+        if isinstance(self.decoder, Search):
+            decoding = self.decoder.room(self.settings.max_new_tokens)
         chains = [
             sum(len(encoder.encode_completion(text, after=prompt)) + 1 for text in row)
             for prompt, row in zip(prompts, completions, strict=False)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rewardgap.backbones.hf import Backbone
     from rewardgap.backbones.traces import Trace, TraceCache
     from rewardgap.core.records import PreferencePair, Prompt
+    from rewardgap.decoding.outcome import Watch
     from rewardgap.policies.base import Generation
     from rewardgap.rewards.guide import NodeRewards
 
@@ -60,9 +61,9 @@ class ContrastRun(PolicyRun):
         traces = contrast_traces(self.session, self.tips, ids, encoder.end_id, rule)
         return [[_scores(trace, rewards, rule) for trace, rewards in row] for row in traces]
 
-    def generate(self) -> list[Generation]:
-        """Write a completion for each prompt."""
-        return super().generate()[: len(self.prompts)]
+    def generate(self, watch: Watch | None = None) -> list[Generation]:
+        """Write a completion for each prompt; `watch` is told of the base's rows too, which come second."""
+        return super().generate(watch)[: len(self.prompts)]
 
 
 def _scores(trace: Trace, rewards: NodeRewards, rule: Contrast) -> Scores:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rewardgap.core.errors import ConfigError
 from rewardgap.decoding.args import ArgsGreedy
+from rewardgap.decoding.base import Search
+from rewardgap.decoding.look_ahead import LOOK_AHEAD
 from rewardgap.policies.base import AdaptedPolicy, GenerationSettings, PolicyRun
 
 if TYPE_CHECKING:
@@ -89,7 +91,10 @@ class Guided(AdaptedPolicy):
 
     def guide(self, run: PolicyRun) -> Guide:
         """Return the user's rewards of candidate tokens."""
-        room = self.settings.max_new_tokens + (self.decoder.top_k or 1) + 1
+        tokens = self.settings.max_new_tokens
+        room = tokens + LOOK_AHEAD.most * (self.decoder.top_k or 1) + 1
+        if isinstance(self.decoder, Search):
+            room = self.decoder.room(tokens)
         ids = [prepared.ids for prepared in run.prepared]
         return self.reward.guide(self.backbone, run.prompts, ids, _states(run), room)
 

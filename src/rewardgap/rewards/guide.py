@@ -1,4 +1,4 @@
-"""Rewards of candidate next tokens, one step at a time: what a decoder asks of a reward model."""
+"""Rewards of what might come next, as candidates of one step or as a tree: what a decoder asks of a reward model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from rewardgap.backbones.session import TrieSession
-from rewardgap.backbones.trie import siblings
+from rewardgap.backbones.trie import ROOT, siblings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,20 +18,32 @@ if TYPE_CHECKING:
 
     from rewardgap.backbones.hf import Backbone
     from rewardgap.backbones.traces import Trace
+    from rewardgap.backbones.trie import Trie
     from rewardgap.rewards.base import Head
     from rewardgap.rewards.states import UserState
 
 
 class Guide(Protocol):
-    """Rewards of candidate next tokens for a batch of users, one step at a time.
+    """Rewards of candidate next tokens for a batch of users, one step at a time or several ahead.
 
     `reads_policy` says whether rewards are read on the policy's own hidden states; such a guide gets them, any other
     keeps a session of its own. `rewards_ends` says whether an end token has a reward of its own; where it has not, it
-    takes that of the prefix it closes.
+    takes that of the prefix it closes. `reads_candidates` says whether its network reads every candidate, or one token
+    a step. `num_weights` is how many numbers a pass over its network reads.
     """
 
     reads_policy: bool
     rewards_ends: bool
+    reads_candidates: bool
+
+    @property
+    def num_weights(self) -> int:
+        """Return the size of the guide's own network; 0 where it has none."""
+        ...
+
+    def steps_ahead(self, width: int) -> int:
+        """Return for how many steps of `width` candidates `tree` has room now, at least 1."""
+        ...
 
     def start(self, policy_states: torch.Tensor) -> torch.Tensor:
         """Return the reward of each bare prompt, (B,), given the policy's states (B, D) at the prompts' ends."""
@@ -43,6 +55,19 @@ class Guide(Protocol):
 
     def keep(self, choices: list[int], tokens: list[int]) -> None:
         """Move each row to its chosen candidate."""
+        ...
+
+    def tree(self, tries: Sequence[Trie], policy_states: torch.Tensor | None) -> torch.Tensor:
+        """Return (B, Q) rewards of the prefixes that end at the nodes of a trie below each tip, in one pass.
+
+        `policy_states` is (B, Q, D) or None; Q is the size of the largest trie, and what lies beyond a smaller one is
+        meaningless. End tokens are treated as any other: give the reward of the prefix they close in its place where
+        `rewards_ends` is False. The nodes stay until `commit`.
+        """
+        ...
+
+    def commit(self, paths: Sequence[Sequence[int]]) -> None:
+        """Of the tries scored last, keep a path of nodes a row from the tip on, or none, and forget the others."""
         ...
 
     def select(self, rows: list[int]) -> None:
@@ -104,6 +129,8 @@ class PolicyStateGuide:
 
     reads_policy = True
     rewards_ends = False
+    reads_candidates = True
+    num_weights = 0
     forwards = 0
     tokens = 0
 
@@ -120,6 +147,18 @@ class PolicyStateGuide:
         return _read(self._head, policy_states, self._states) / self._scale
 
     def keep(self, choices: list[int], tokens: list[int]) -> None:
+        """Do nothing: the policy's session holds everything."""
+
+    def steps_ahead(self, width: int) -> int:
+        """Return 1: the policy's session decides what there is room for."""
+        return 1
+
+    def tree(self, tries: Sequence[Trie], policy_states: torch.Tensor | None) -> torch.Tensor:
+        """Return (B, Q) rewards read at the nodes' states (B, Q, D)."""
+        assert policy_states is not None
+        return _read(self._head, policy_states, self._states) / self._scale
+
+    def commit(self, paths: Sequence[Sequence[int]]) -> None:
         """Do nothing: the policy's session holds everything."""
 
     def select(self, rows: list[int]) -> None:
@@ -141,6 +180,7 @@ class BackboneGuide:
 
     reads_policy = False
     rewards_ends = False
+    reads_candidates = True
 
     def __init__(
         self,
@@ -154,6 +194,7 @@ class BackboneGuide:
         self._head, self._states, self._scale, self._prompts = head, list(states), scale, prompts
         self._session = TrieSession(backbone, len(prompts), max(map(len, prompts)) + room)
         self._width = 0
+        self._begin = 0
 
     @property
     def forwards(self) -> int:
@@ -184,6 +225,27 @@ class BackboneGuide:
         """Keep the winners' keys and values in place."""
         self._session.keep(choices, self._width)
 
+    @property
+    def num_weights(self) -> int:
+        """Return the size of the backbone."""
+        return self._session.backbone.num_weights
+
+    def steps_ahead(self, width: int) -> int:
+        """Return how often `width` nodes fit behind the longest row."""
+        return max(1, self._session.free // width)
+
+    def tree(self, tries: Sequence[Trie], policy_states: torch.Tensor | None) -> torch.Tensor:
+        """Return (B, Q) rewards of the nodes packed below the tips."""
+        self._session.reserve(max(len(trie.tokens) for trie in tries))
+        self._begin = self._session.forest.length
+        rows = zip(tries, self._session.tips, strict=True)
+        states = self._session.extend([trie.block(parent=tip, start=self._begin) for trie, tip in rows])
+        return _read(self._head, self.view(states), self._states) / self._scale
+
+    def commit(self, paths: Sequence[Sequence[int]]) -> None:
+        """Keep the paths' keys and values."""
+        self._session.commit([[self._begin + node for node in path] for path in paths], self._begin)
+
     def select(self, rows: list[int]) -> None:
         """Keep these rows."""
         self._session.select(rows)
@@ -200,6 +262,8 @@ class PrefixGuide:
 
     reads_policy = False
     rewards_ends = False
+    reads_candidates = True
+    num_weights = 0
     forwards = 0
     tokens = 0
 
@@ -207,6 +271,7 @@ class PrefixGuide:
         self._value = value
         self._rows = list(range(rows))
         self._paths: list[tuple[int, ...]] = [()] * rows
+        self._nodes: list[list[tuple[int, ...]]] = []
 
     def start(self, policy_states: torch.Tensor) -> torch.Tensor:
         """Return (B,) rewards of empty completions."""
@@ -221,6 +286,29 @@ class PrefixGuide:
     def keep(self, choices: list[int], tokens: list[int]) -> None:
         """Extend each path."""
         self._paths = [(*path, token) for path, token in zip(self._paths, tokens, strict=True)]
+
+    def steps_ahead(self, width: int) -> int:
+        """Return a number that is no limit: there are no buffers."""
+        return 1 << 30
+
+    def tree(self, tries: Sequence[Trie], policy_states: torch.Tensor | None) -> torch.Tensor:
+        """Return (B, Q) rewards, one call of the function a node."""
+        width = max(len(trie.tokens) for trie in tries)
+        out = torch.zeros((len(tries), width), dtype=torch.float64)
+        self._nodes = []
+        for place, (row, path, trie) in enumerate(zip(self._rows, self._paths, tries, strict=True)):
+            ends: list[tuple[int, ...]] = []
+            for node, (token, parent) in enumerate(zip(trie.tokens, trie.parents, strict=True)):
+                ends.append((*(path if parent == ROOT else ends[parent]), token))
+                out[place, node] = self._value(row, ends[-1])
+            self._nodes.append(ends)
+        return out
+
+    def commit(self, paths: Sequence[Sequence[int]]) -> None:
+        """Extend each path."""
+        self._paths = [
+            ends[kept[-1]] if kept else path for ends, kept, path in zip(self._nodes, paths, self._paths, strict=True)
+        ]
 
     def select(self, rows: list[int]) -> None:
         """Keep these rows."""

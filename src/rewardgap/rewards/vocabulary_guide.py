@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from rewardgap.backbones.session import TrieSession
-from rewardgap.backbones.trie import siblings
+from rewardgap.backbones.trie import ROOT, Block, siblings
 from rewardgap.core.errors import DataError
+from rewardgap.rewards.token_rewards import log_probs_at
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rewardgap.backbones.hf import Backbone
+    from rewardgap.backbones.trie import Trie
 
 
 class Stream(NamedTuple):
@@ -39,6 +41,7 @@ class VocabularyGuide:
 
     reads_policy = False
     rewards_ends = True
+    reads_candidates = False
 
     def __init__(self, streams: Sequence[Stream], coefficients: torch.Tensor, room: int) -> None:
         self._streams, self._coefficients = list(streams), coefficients.double()
@@ -49,7 +52,9 @@ class VocabularyGuide:
         self._log_probs: list[torch.Tensor] = []
         self._values = self._coefficients.new_zeros(len(coefficients))
         self._rewards = self._values[:, None]
-        self._pending: list[int] | None = None
+        self._pending: list[int | None] = [None] * len(coefficients)
+        self._tries: Sequence[Trie] = ()
+        self._begins: list[int] = []
         self._lengths = [[len(ids) for ids in stream.prompts] for stream in streams]
 
     @property
@@ -90,29 +95,121 @@ class VocabularyGuide:
         self._values = self._rewards[rows, torch.tensor(choices, device=self._rewards.device)]
         self._pending = list(tokens)
 
+    @property
+    def num_weights(self) -> int:
+        """Return the size of the networks together."""
+        return sum(stream.backbone.num_weights for stream in self._streams)
+
+    def steps_ahead(self, width: int) -> int:
+        """Return how many tokens fit behind the longest row, its pending one left out."""
+        return max(1, min(session.free for session in self._sessions))
+
+    @torch.no_grad()
+    def tree(self, tries: Sequence[Trie], policy_states: torch.Tensor | None) -> torch.Tensor:
+        """Return (B, Q) rewards of the nodes: only those that others follow are read."""
+        self._read_pending()
+        self._tries, self._begins = tries, []
+        inner = [sorted({parent for parent in trie.parents if parent != ROOT}) for trie in tries]
+        width = max(len(trie.tokens) for trie in tries)
+        gained = self._values.new_zeros((len(tries), width))
+        for number, (session, log_probs) in enumerate(zip(self._sessions, self._log_probs, strict=True)):
+            session.reserve(max(map(len, inner)))
+            begin = session.forest.length
+            self._begins.append(begin)
+            self._check_context(number, max(map(_depth, tries), default=0))
+            rows = zip(tries, inner, session.tips, strict=True)
+            blocks = [_inner_block(trie, nodes, tip, begin) for trie, nodes, tip in rows]
+            states = session.extend(blocks) if any(inner) else None
+            for row, (trie, nodes) in enumerate(zip(tries, inner, strict=True)):
+                place = {node: at for at, node in enumerate(nodes)}
+                found = log_probs.new_zeros(len(trie.tokens))
+                first = [v for v, parent in enumerate(trie.parents) if parent == ROOT]
+                found[first] = log_probs[row, [trie.tokens[v] for v in first]]
+                later = [v for v, parent in enumerate(trie.parents) if parent != ROOT]
+                if later:
+                    assert states is not None
+                    at = torch.tensor([place[trie.parents[v]] for v in later], device=states.device)
+                    which = torch.tensor([trie.tokens[v] for v in later], device=states.device)
+                    found[later] = log_probs_at(session.backbone, states[row, : len(nodes)], at, which)
+                gained[row, : len(found)] += self._coefficients[row, number] * found.double().to(gained.device)
+        return self._summed(gained)
+
+    def commit(self, paths: Sequence[Sequence[int]]) -> None:
+        """Keep the paths; their last tokens are read when the networks are next asked."""
+        for session, begin in zip(self._sessions, self._begins, strict=True):
+            kept = []
+            for trie, path in zip(self._tries, paths, strict=True):
+                nodes = sorted({parent for parent in trie.parents if parent != ROOT})
+                kept.append([begin + nodes.index(node) for node in path[:-1]])
+            session.commit(kept, begin)
+        self._lengths = [
+            [length + max(0, len(path) - 1) for length, path in zip(lengths, paths, strict=True)]
+            for lengths in self._lengths
+        ]
+        rows = [row for row, path in enumerate(paths) if path]
+        ends = [paths[row][-1] for row in rows]
+        self._values = self._values.clone()
+        self._values[rows] = self._rewards[rows, ends]
+        for row, end in zip(rows, ends, strict=True):
+            self._pending[row] = self._tries[row].tokens[end]
+
     def select(self, rows: list[int]) -> None:
         """Keep these rows, in this order."""
         self._values, self._coefficients = self._values[rows], self._coefficients[rows]
         self._log_probs = [log_probs[rows] for log_probs in self._log_probs]
-        if self._pending is not None:
-            self._pending = [self._pending[row] for row in rows]
+        self._pending = [self._pending[row] for row in rows]
         self._lengths = [[lengths[row] for row in rows] for lengths in self._lengths]
         for session in self._sessions:
             session.select(rows)
 
     def _read_pending(self) -> None:
         """Read the tokens kept last: not before, since rows that ended with theirs have left meanwhile."""
-        if self._pending is None:
+        due = [token is not None for token in self._pending]
+        if not any(due):
             return
         for number, session in enumerate(self._sessions):
-            self._lengths[number] = [length + 1 for length in self._lengths[number]]
-            if max(self._lengths[number]) > session.backbone.context:
-                raise DataError(
-                    f"the reward model {session.backbone.name} reads {session.backbone.context} tokens, and a prompt, "
-                    "its soft prompt and the text written for it have more. Lower max_prompt_tokens or max_new_tokens."
-                )
-            blocks = [siblings([token], tip) for token, tip in zip(self._pending, session.tips, strict=True)]
-            states = session.extend(blocks)[:, 0]
-            session.keep([0] * session.rows, 1)
-            self._log_probs[number] = session.backbone.log_probs(states)
-        self._pending = None
+            self._lengths[number] = [length + new for length, new in zip(self._lengths[number], due, strict=True)]
+            self._check_context(number)
+            session.reserve(1)
+            begin = session.forest.length
+            rows = zip(self._pending, session.tips, strict=True)
+            states = session.extend([siblings([] if token is None else [token], tip) for token, tip in rows])[:, 0]
+            session.commit([[begin] if new else [] for new in due], begin)
+            fresh = session.backbone.log_probs(states)
+            read = torch.tensor(due, device=fresh.device)[:, None]
+            self._log_probs[number] = torch.where(read, fresh, self._log_probs[number])
+        self._pending = [None] * len(due)
+
+    def _check_context(self, number: int, more: int = 0) -> None:
+        backbone = self._sessions[number].backbone
+        if max(self._lengths[number]) + more > backbone.context:
+            raise DataError(
+                f"the reward model {backbone.name} reads {backbone.context} tokens, and a prompt, "
+                "its soft prompt and the text written for it have more. Lower max_prompt_tokens or max_new_tokens."
+            )
+
+    def _summed(self, gained: torch.Tensor) -> torch.Tensor:
+        """Return the running sums of what each node gained over its parent."""
+        rewards = gained.clone()
+        for row, trie in enumerate(self._tries):
+            for node, parent in enumerate(trie.parents):
+                rewards[row, node] += self._values[row] if parent == ROOT else rewards[row, parent]
+        self._rewards = rewards
+        return rewards
+
+
+def _inner_block(trie: Trie, nodes: Sequence[int], tip: int, begin: int) -> Block:
+    """Return the nodes that others follow as a block below the tip."""
+    slots = {node: begin + at for at, node in enumerate(nodes)}
+    return Block(
+        tuple(trie.tokens[node] for node in nodes),
+        tuple(tip if trie.parents[node] == ROOT else slots[trie.parents[node]] for node in nodes),
+    )
+
+
+def _depth(trie: Trie) -> int:
+    """Return how many tokens of the longest path are read: all but the last."""
+    depths: list[int] = []
+    for parent in trie.parents:
+        depths.append(1 if parent == ROOT else depths[parent] + 1)
+    return max(depths, default=1) - 1

@@ -153,6 +153,7 @@ def run_deployment(bench: Workbench, cell: Cell, deployment: Deployment, reward_
                 "guidance_ratio": generation.guidance_ratio,
                 "changed": generation.changed,
                 "near_ties": generation.near_ties,
+                "guide_passes": generation.guide_passes,
                 **cost,
                 **_scores(row),
             }

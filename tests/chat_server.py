@@ -32,15 +32,20 @@ class ChatServer(NamedTuple):
 
 
 @contextmanager
-def chat_server(answer: Callable[[Request], Reply]) -> Iterator[ChatServer]:
-    """Serve POST /v1/chat/completions until the block ends."""
+def chat_server(answer: Callable[[Request], Reply], models: Reply | None = None) -> Iterator[ChatServer]:
+    """Serve POST /v1/chat/completions and /v1/completions, and GET /v1/models, until the block ends."""
     requests: list[Request] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             requests.append({**request, "path": self.path, "key": self.headers.get("Authorization")})
-            reply = answer(request)
+            self.send(answer(request))
+
+        def do_GET(self) -> None:
+            self.send(models or Reply({"error": {"message": "not found"}}, 404))
+
+        def send(self, reply: Reply) -> None:
             payload = (reply.body if isinstance(reply.body, str) else json.dumps(reply.body)).encode()
             try:
                 self.send_response(reply.status)

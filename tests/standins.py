@@ -67,22 +67,28 @@ _CORPUS = [
 
 
 @cache
-def _bpe() -> str:
+def _bpe(across: bool = False) -> str:
     raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not across)
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=330, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=[], show_progress=False
+        vocab_size=390 if across else 330,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[],
+        show_progress=False,
     )
     raw.train_from_iterator(_CORPUS, trainer)
     return raw.to_str()
 
 
 def tiny_tokenizer(
-    template: str | None = "chatml", *, bos: bool = False, extra: Sequence[AddedToken] = ()
+    template: str | None = "chatml", *, bos: bool = False, extra: Sequence[AddedToken] = (), across: bool = False
 ) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE tokenizer; `bos` makes it put `<|begin|>` before every text."""
-    raw = Tokenizer.from_str(_bpe())
+    """Return a byte-level BPE tokenizer; `bos` makes it put `<|begin|>` before every text.
+
+    With `across` it is another one: its merges go across blanks, so that a longer text is often read anew.
+    """
+    raw = Tokenizer.from_str(_bpe(across))
     raw.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|begin|>"])
     raw.add_tokens(list(extra))
     if bos:

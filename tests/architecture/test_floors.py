@@ -40,6 +40,7 @@ HEAVY_HOMES = {
     "peft": {"backbones", "bench"},
     "bert_score": set(),
     "datasets": {"data", "bench"},
+    "vllm": {"backbones"},
 }
 
 

@@ -14,10 +14,15 @@ from rewardgap.backbones.load import load_backbone
 from rewardgap.backbones.session import tree_states
 from rewardgap.backbones.shapes import SHAPES, random_backbone
 from rewardgap.backbones.trie import Block
+from rewardgap.bench.decode import Bench, DecodeSizes, load_peers, measure_decoding
 from rewardgap.bench.heads import HeadSizes, measure_heads, planted
+from rewardgap.bench.prompts import prompts_of_length
+from rewardgap.bench.score import ScoreSizes, measure_scoring
 from rewardgap.bench.timing import ratio, take_turns
 from rewardgap.bench.train import TrainSizes, measure_training, random_pairs
-from rewardgap.core.errors import MissingExtraError, UnknownNameError
+from rewardgap.core.errors import ConfigError, MissingExtraError, UnknownNameError
+from rewardgap.data.catalog import load_dataset
+from standins import text_backbone, tiny_backbone
 
 
 def test_trl_and_the_packed_forward_begin_at_the_same_loss() -> None:
@@ -91,3 +96,59 @@ def test_a_shape_is_that_of_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> N
     assert PromptLimit().max_tokens is None
     with pytest.raises(UnknownNameError, match=r"unknown shape 'qwen2.5-1b'. Did you mean 'qwen2.5-1.5b'"):
         random_backbone("qwen2.5-1b")
+
+
+PROMPTS = [[1, 2, 3, 4, 5], [(7 * i + 2) % 29 for i in range(20)], [9, 9, 2]]
+
+
+def test_every_way_to_decode_writes_the_same_text() -> None:
+    """What is timed is one mathematics: ours in every mode, search with k cached rows, and search without a cache."""
+    peers = load_peers()
+    for architecture in ("llama", "qwen2"):
+        bench = Bench(tiny_backbone(architecture), PROMPTS, DecodeSizes(tokens=9, top_k=(4,), batch=3))
+        for turn in range(3):
+            bench.turn = turn
+            (own,) = bench.guided(9, 4)
+            (step,) = bench.guided(9, 4, ahead=None)
+            assert (
+                own.ids == step.ids == bench.published(9, "args", 4, peers) == bench.published(9, "reencode", 4, peers)
+            )
+            assert bench.guided(9, 4, rows=3)[0].ids == own.ids
+            assert bench.plain(9)[0].ids == bench.transformers(9)
+    # A reward model that is a copy of the policy and reads the same prompt gives the rewards of a shared backbone.
+    assert bench.guided(9, 4, shared=True)[0].ids == own.ids
+    done = [row for turn in range(3) for row in bench.guided(9, 4, rows=3)]
+    assert sum(row.changed for row in done) > 0
+
+
+def test_decoding_is_measured_in_rounds_and_ratios_are_theirs() -> None:
+    sizes = DecodeSizes(tokens=4, top_k=(3,), rounds=2, batch=2, slow_steps=2)
+    found = measure_decoding(tiny_backbone(), PROMPTS, sizes, against=["args"])
+    assert {cost["rounds"] for name, cost in found["ways"].items() if name != "args k=3"} == {2}
+    assert found["ways"]["args k=3"]["tokens_measured"] == 2
+    assert found["ratios"]["transformers greedy / transformers greedy"]["median"] == 1
+    assert 0 < found["look_ahead"]["3"]["changed"] < 1
+    assert found["look_ahead"]["3"]["tokens_a_pass"] >= 1
+    with pytest.raises(ConfigError, match="3 prompts for a batch of 8"):
+        measure_decoding(tiny_backbone(), PROMPTS)
+    with pytest.raises(ConfigError, match="not 'vllm'"):
+        measure_decoding(tiny_backbone(), PROMPTS, sizes, against=["vllm"])
+
+
+def test_every_way_to_score_gives_the_same_rewards() -> None:
+    sizes = ScoreSizes(completion=6, positions=9, top_k=3, weights=2, sample=4, rounds=1)
+    found = measure_scoring(text_backbone("gemma3"), PROMPTS[1], sizes)
+    assert max(found["largest_difference"].values()) < 1e-5
+    assert set(found["ratios"]) >= {"pair, two passes / packed", "2 weights / one"}
+
+
+def test_prompts_have_about_the_wanted_length() -> None:
+    backbone = load_backbone("synthetic-words")
+    assert {len(ids) for ids in prompts_of_length(backbone, 14, 5, None)} == {14}
+    data = load_dataset("synthetic_text", users=4, rows_per_user=6)
+    found = prompts_of_length(backbone, 30, 6, data)
+    assert len(found) == 6 and max(map(len, found)) <= 30
+    lengths = sorted({len(backbone.encoder.encode_prompt(pair.prompt)) for pair in data.pairs})
+    assert len(found[0]) == max(length for length in lengths if length <= 30)
+    with pytest.raises(ConfigError, match="expected at least 900"):
+        prompts_of_length(backbone, 30, 900, data)

@@ -271,12 +271,44 @@ def _excerpt(messages: Sequence[Message], length: int = 60) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
+def same_tokens(policy: Backbone, reward: Backbone) -> bool:
+    """Return whether a token id means the same to both.
+
+    Models of one family pad their embeddings to different sizes behind the last token: that makes no other tokenizer,
+    as long as every token has a row in both.
+    """
+    own, other = policy.encoder.token_ids, reward.encoder.token_ids
+    if own is not other and own != other:
+        return False
+    return policy.vocabulary == reward.vocabulary or max(own.values()) < min(policy.vocabulary, reward.vocabulary)
+
+
+def check_readable(tokens: Any, reward: Backbone) -> None:
+    """Refuse ids that stand for no token, where the reward model's embedding is padded less than the policy's.
+
+    Args:
+        tokens: candidates, an array or tensor of ids.
+        reward: the reward model's backbone.
+
+    Raises:
+        ModelError: naming the id.
+    """
+    highest = int(tokens.max())
+    if highest >= reward.vocabulary:
+        raise ModelError(
+            f"the policy proposes id {highest}, a row that pads its embedding and stands for no token; {reward.name} "
+            f"has {reward.vocabulary} rows and cannot read it. Lower top_k: a trained policy proposes such ids last."
+        )
+
+
 def check_vocabulary(policy: Backbone, reward: Backbone) -> None:
-    """Refuse to mix a policy and a reward model whose token ids do not mean the same.
+    """Refuse to mix a policy and a reward model over its tokens whose token ids do not mean the same.
 
     Raises:
         ConfigError: naming both sizes, or a token id and its two meanings.
     """
+    if same_tokens(policy, reward) and policy.vocabulary <= reward.vocabulary:
+        return
     hint = (
         "token-level guidance is impossible. Use a reward backbone with the policy's tokenizer; whole texts can still "
         "be ranked, judged and picked from (best-of-N), since each side reads them with its own tokenizer."
@@ -287,8 +319,7 @@ def check_vocabulary(policy: Backbone, reward: Backbone) -> None:
             f"match, so {hint}"
         )
     own, other = policy.encoder.token_ids, reward.encoder.token_ids
-    if own is not other and own != other:
-        text, index = min((own.items() ^ other.items()), key=lambda item: (item[1], item[0]))
-        raise ConfigError(
-            f"token {index} ('{text}') of {policy.name} or {reward.name} means something else to the other, so {hint}"
-        )
+    text, index = min((own.items() ^ other.items()), key=lambda item: (item[1], item[0]))
+    raise ConfigError(
+        f"token {index} ('{text}') of {policy.name} or {reward.name} means something else to the other, so {hint}"
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -16,7 +17,7 @@ from rewardgap.core.records import Message, Prompt, prompt_messages
 from rewardgap.core.store import content_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 ALTERNATIVES = 20
 """First tokens asked for with their log-probabilities: the most that the protocol allows."""
@@ -179,8 +180,6 @@ class ChatEndpoint:
 
     def _complete(self, client: Any, prompt: Prompt, **settings: Any) -> tuple[Any, int]:
         """Return the first choice of an answer, and the tokens it took."""
-        import openai
-
         size = self.size(prompt)
         if size > self.max_characters:
             raise ModelError(
@@ -188,31 +187,8 @@ class ChatEndpoint:
                 "Raise it, or shorten the texts."
             )
         turns = [_turn(message) for message in prompt_messages(prompt)]
-        tries = f"{self.max_retries + 1} {'try' if self.max_retries == 0 else 'tries'}"
-        try:
+        with in_one_sentence(self.name, self.timeout, self.max_retries):
             answer = client.chat.completions.create(model=self.name, messages=turns, **settings)
-        except openai.APITimeoutError as error:
-            raise ModelError(
-                f"the endpoint of '{self.name}' gave no answer within {self.timeout:g} s ({tries}). "
-                "Raise timeout, or see whether the server is overloaded."
-            ) from error
-        except openai.AuthenticationError as error:
-            raise ModelError(
-                f"the endpoint of '{self.name}' refuses the key in OPENAI_API_KEY: {_reason(error)}."
-            ) from error
-        except openai.APIStatusError as error:
-            raise ModelError(
-                f"the endpoint of '{self.name}' answers {error.status_code} ({_reason(error)}). "
-                f"It was asked up to {self.max_retries + 1} times; see the server's log."
-            ) from error
-        except openai.APIConnectionError as error:
-            raise ModelError(
-                f"the endpoint of '{self.name}' cannot be reached ({tries}). Is the server running at base_url?"
-            ) from error
-        except (openai.OpenAIError, ValueError) as error:
-            raise ModelError(
-                f"the answer of the endpoint of '{self.name}' cannot be read: {_reason(error)}."
-            ) from error
         choices = getattr(answer, "choices", None)
         if not choices:
             raise ModelError(
@@ -223,19 +199,61 @@ class ChatEndpoint:
 
     @cached_property
     def _client(self) -> Any:
-        try:
-            import openai
-        except ImportError as error:
-            raise MissingExtraError(
-                "an endpoint needs the package 'openai', which is not installed. Install rewardgap[endpoint]."
-            ) from error
-        try:
-            return openai.OpenAI(base_url=self.base_url, timeout=self.timeout, max_retries=self.max_retries)
-        except openai.OpenAIError as error:
-            raise ConfigError(
-                f"the endpoint of '{self.name}' needs a key in the environment variable OPENAI_API_KEY; for a server "
-                "that asks for none, set it to any text."
-            ) from error
+        return open_client(self.name, self.base_url, self.timeout, self.max_retries)
+
+
+def open_client(name: str, base_url: str, timeout: float, max_retries: int) -> Any:
+    """Return a client of a server; `name` is the model's, for messages.
+
+    Raises:
+        MissingExtraError: if the client is not installed.
+        ConfigError: if there is no key in the environment.
+    """
+    try:
+        import openai
+    except ImportError as error:
+        raise MissingExtraError(
+            "an endpoint needs the package 'openai', which is not installed. Install rewardgap[endpoint]."
+        ) from error
+    try:
+        return openai.OpenAI(base_url=base_url, timeout=timeout, max_retries=max_retries)
+    except openai.OpenAIError as error:
+        raise ConfigError(
+            f"the endpoint of '{name}' needs a key in the environment variable OPENAI_API_KEY; for a server "
+            "that asks for none, set it to any text."
+        ) from error
+
+
+@contextmanager
+def in_one_sentence(name: str, timeout: float, max_retries: int) -> Iterator[None]:
+    """Turn what a client raises into one sentence without the server's address.
+
+    Raises:
+        ModelError: if the server fails, refuses, or cannot be reached.
+    """
+    import openai
+
+    tries = f"{max_retries + 1} {'try' if max_retries == 0 else 'tries'}"
+    try:
+        yield
+    except openai.APITimeoutError as error:
+        raise ModelError(
+            f"the endpoint of '{name}' gave no answer within {timeout:g} s ({tries}). "
+            "Raise timeout, or see whether the server is overloaded."
+        ) from error
+    except openai.AuthenticationError as error:
+        raise ModelError(f"the endpoint of '{name}' refuses the key in OPENAI_API_KEY: {_reason(error)}.") from error
+    except openai.APIStatusError as error:
+        raise ModelError(
+            f"the endpoint of '{name}' answers {error.status_code} ({_reason(error)}). "
+            f"It was asked up to {max_retries + 1} times; see the server's log."
+        ) from error
+    except openai.APIConnectionError as error:
+        raise ModelError(
+            f"the endpoint of '{name}' cannot be reached ({tries}). Is the server running at base_url?"
+        ) from error
+    except (openai.OpenAIError, ValueError) as error:
+        raise ModelError(f"the answer of the endpoint of '{name}' cannot be read: {_reason(error)}.") from error
 
 
 def _turn(message: Message) -> dict[str, str]:

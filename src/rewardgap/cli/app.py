@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from rewardgap.cli import bench, catalogues, data, doctor, single, study
+from rewardgap.cli import bench, catalogues, chat, data, doctor, single, study, tune
+from rewardgap.cli.options import NumberLists
 
 app = typer.Typer(
     name="rewardgap",
@@ -18,12 +19,14 @@ app = typer.Typer(
 app.command()(study.demo)
 app.command()(study.run)
 app.command()(study.report)
+app.command(cls=NumberLists)(tune.tune)
 app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")
 app.command()(single.fit)
 app.command()(single.adapt)
 app.command()(single.score)
 app.command()(single.generate)
+app.command()(chat.chat)
 app.command()(catalogues.methods)
 app.command()(catalogues.decoders)
 app.command()(catalogues.metrics)

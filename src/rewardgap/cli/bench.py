@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rewardgap.cli.errors import reported
-from rewardgap.cli.options import DtypeOption, JsonOption, ThreadsOption
+from rewardgap.cli.options import DtypeOption, JsonOption, NumberLists, ThreadsOption, settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Measure speed and memory: ratios within one run, on any machine.", no_args_is_help=True)
 
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Write the figures to this JSON file.")]
+DataOption = Annotated[str, typer.Option(help="Whose prompts are read: a dataset or file with texts users wrote.")]
+DataSetOption = Annotated[list[str] | None, typer.Option("--data-set", help="An option of the loader: task=title.")]
 
 
 @app.command()
@@ -103,6 +105,104 @@ def train(
             rows.append((name, f"{speed:.3f}", span, f"{found['first_loss'][name]:.6f}"))
         facts = {"backbone": network.name, "sizes": asdict(sizes), "threads": threads, "device": device, **found}
         _finish(facts, ("side", "pairs/s", "time, rewardgap = 1", "first loss"), rows, output, as_json)
+
+
+@app.command(cls=NumberLists, context_settings={"allow_extra_args": True})
+def decode(
+    context: typer.Context,
+    policy: Annotated[str, typer.Option(help="The policy: a short name, hub id or folder.")] = "smollm2-135m",
+    shape: Annotated[str | None, typer.Option(help="Random weights of this size instead, e.g. qwen2.5-7b.")] = None,
+    top_k: Annotated[list[int] | None, typer.Option("--k", "--top-k", min=2, help="Candidates: 10 40.")] = None,
+    against: Annotated[list[str] | None, typer.Option(help="args, reencode: the published ways, in turns.")] = None,
+    data: DataOption = "docstrings",
+    data_set: DataSetOption = None,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Prompts are those of about this length.")] = 200,
+    tokens: Annotated[int, typer.Option(min=2, help="New tokens of each text.")] = 32,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each way.")] = 5,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time, where they are decoded together.")] = 8,
+    dtype: DtypeOption = "float32",
+    device: Annotated[str, typer.Option(help="Where the networks run.")] = "cpu",
+    threads: ThreadsOption = None,
+    output: OutputOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Decode in every way, in turns: what guidance costs over transformers' own greedy search."""
+    with reported(as_json):
+        from rewardgap.bench.decode import DecodeSizes, measure_decoding
+        from rewardgap.bench.prompts import prompts_of_length
+        from rewardgap.cli.data import open_dataset
+        from rewardgap.studies.environment import choose_threads
+        from rewardgap.studies.progress import Terminal
+
+        output = _named_after(context, output, as_json)
+        threads = choose_threads(threads)
+        network = _network(policy, shape, dtype, device)
+        sizes = DecodeSizes(tokens, tuple(top_k or (10, 40)), rounds, batch_size)
+        texts = None if shape else open_dataset(data, settings(data_set, "--data-set"))
+        prompts = prompts_of_length(network, prompt_tokens, batch_size, texts)
+        with Terminal().task(f"decode with {network.name}", 1) as task:
+            found = measure_decoding(network, prompts, sizes, against=against or (), progress=task)
+        rows = []
+        for name, cost in found["ways"].items():
+            against_greedy = found["ratios"].get(f"{name} / transformers greedy")
+            rows.append((name, f"{cost['milliseconds_a_token']:.1f}", _span(against_greedy)))
+        facts = {"threads": threads, "device": device, "data": "random words" if texts is None else texts.name, **found}
+        _finish(facts, ("way", "ms a token", "time, transformers greedy = 1"), rows, output, as_json)
+
+
+@app.command(context_settings={"allow_extra_args": True})
+def score(
+    context: typer.Context,
+    policy: Annotated[str, typer.Option(help="The network: a short name, hub id or folder.")] = "smollm2-135m",
+    shape: Annotated[str | None, typer.Option(help="Random weights of this size instead, e.g. qwen2.5-7b.")] = None,
+    data: DataOption = "docstrings",
+    data_set: DataSetOption = None,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="The prompt is one of about this length.")] = 200,
+    positions: Annotated[int, typer.Option(min=1, help="Tokens of the text that is scored everywhere.")] = 64,
+    top_k: Annotated[int, typer.Option("--k", "--top-k", min=1, help="Candidates at each position.")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each way.")] = 5,
+    dtype: DtypeOption = "float32",
+    device: Annotated[str, typer.Option(help="Where the network runs.")] = "cpu",
+    threads: ThreadsOption = None,
+    output: OutputOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score pairs, prefixes and candidates packed and one by one, in turns."""
+    with reported(as_json):
+        from rewardgap.bench.prompts import prompts_of_length
+        from rewardgap.bench.score import ScoreSizes, measure_scoring
+        from rewardgap.cli.data import open_dataset
+        from rewardgap.studies.environment import choose_threads
+        from rewardgap.studies.progress import Terminal
+
+        output = _named_after(context, output, as_json)
+        threads = choose_threads(threads)
+        network = _network(policy, shape, dtype, device)
+        sizes = ScoreSizes(positions=positions, top_k=top_k, rounds=rounds)
+        texts = None if shape else open_dataset(data, settings(data_set, "--data-set"))
+        (prompt,) = prompts_of_length(network, prompt_tokens, 1, texts)
+        with Terminal().task(f"score with {network.name}", rounds) as task:
+            found = measure_scoring(network, prompt, sizes, progress=task)
+        rows = [(name, _span(against)) for name, against in found["ratios"].items()]
+        facts = {"threads": threads, "device": device, "data": "random words" if texts is None else texts.name, **found}
+        _finish(facts, ("what", "ratio"), rows, output, as_json)
+
+
+def _named_after(context: typer.Context, output: Path | None, as_json: bool) -> Path | None:
+    """Return the file to write: --output, or the one that follows --json.
+
+    Raises:
+        ConfigError: if more is there than one file after --json.
+    """
+    from rewardgap.core.errors import ConfigError
+
+    if len(context.args) > int(as_json and output is None):
+        raise ConfigError(f"'{' '.join(context.args)}' is too much; one file to write may follow --json.")
+    return Path(context.args[0]) if context.args else output
+
+
+def _span(found: dict[str, float] | None) -> str:
+    return "" if found is None else f"{found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
 
 
 def _network(name: str, shape: str | None, dtype: str, device: str) -> Backbone:

@@ -135,8 +135,15 @@ def _decoder(card: DecoderCard) -> CardView:
     return CardView(
         card.name,
         card.summary,
-        {"guided": _yes(card.guided)},
-        _told(Paper=card.paper, Equation=card.equation, Peer=card.peer),
+        {"guided": _yes(card.guided), "families": ", ".join(card.families) or "none"},
+        _told(
+            Paper=card.paper,
+            Equation=card.equation,
+            Peer=card.peer,
+            Scores="yes"
+            if card.scores
+            else "no: a text has no probability that could be computed, so there is no policy accuracy",
+        ),
         _settings(card.options, card.build),
         card.deviations,
     )

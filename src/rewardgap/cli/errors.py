@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 FAILED = 1
 INTERRUPTED = 130
 SHOW_TRACEBACK = "REWARDGAP_TRACEBACK"
+_BLANKS = {"\t": "    ", "\u00a0": " ", "\u200c": "\u200c", "\u200d": "\u200d"}
+"""What is not printable and harmless: blanks, and the joiners that some scripts and emoji are written with."""
 
 
 @contextmanager
@@ -63,7 +65,12 @@ def reported(as_json: bool = False, *, resumable: bool = False) -> Iterator[None
 
 def one_line(text: str) -> str:
     """Return a text without line breaks and without characters that steer a terminal."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+    return harmless(" ".join(text.split()))
+
+
+def harmless(text: str) -> str:
+    """Return a text without characters that steer a terminal; its line breaks and blanks stay."""
+    return "".join(c if c.isprintable() or c == "\n" else _BLANKS.get(c, "\ufffd") for c in text)
 
 
 def _say(sentence: str, kind: str, as_json: bool) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Torch threads; found by a short probe unless given.")]
@@ -54,3 +55,30 @@ def settings(given: list[str] | None, option: str = "--set") -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise ConfigError(f"{option} '{text}': the value is not YAML.") from error
     return out
+
+
+class NumberLists(TyperCommand):
+    """A command whose repeatable options of numbers take several at once: `--weights 0 0.5 1`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat the option's name before each further number."""
+        lists = {name for param in self.params if getattr(param, "multiple", False) for name in param.opts}
+        spread: list[str] = []
+        inside = ""
+        for word in args:
+            if inside and spread[-1] != inside and _is_number(word):
+                spread.append(inside)
+            elif word in lists:
+                inside = word
+            elif not _is_number(word):
+                inside = ""
+            spread.append(word)
+        return super().parse_args(ctx, spread)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -183,6 +183,9 @@ def generate(
     guidance_weight: Annotated[float | None, typer.Option(help="λ, with --model.")] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Candidates a step.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Of decoders that draw.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="key=value", help="An option of the decoder, for example n=8.")
+    ] = None,
     demonstrations: Annotated[str | None, typer.Option(help="A preference file to show examples from.")] = None,
     num_demonstrations: Annotated[int | None, typer.Option(min=0, help="Shots; all unless given.")] = None,
     retriever: Annotated[str | None, typer.Option(help="Which: recent unless given, bm25, uniform.")] = None,
@@ -212,12 +215,12 @@ def generate(
         from rewardgap.studies import single
         from rewardgap.studies.environment import choose_threads
 
-        rule = single.build_decoder(
-            decoder or ("greedy" if model is None else "args_greedy"),
-            guidance_weight=guidance_weight,
-            top_k=top_k,
-            temperature=temperature,
-        )
+        own = {"guidance_weight": guidance_weight, "top_k": top_k, "temperature": temperature}
+        given, options = {name for name, value in own.items() if value is not None}, settings(overrides)
+        twice = sorted(given & set(options))
+        if twice:
+            raise ConfigError(f"{twice[0]} is given twice: by its own option, and by --set.")
+        rule = single.build_decoder(decoder or ("greedy" if model is None else "args_greedy"), **(own | options))
         asked = _prompts(prompts)[:limit]
         users = single.users_of(asked)
         shown = _pairs(demonstrations, None) if demonstrations else None

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from rewardgap.core.errors import ConfigError
-from rewardgap.decoding.base import DecoderCard
+from rewardgap.decoding.base import STATE_VALUES, TOKEN_REWARDS, DecoderCard
 from rewardgap.numerics.guidance import draw
 
 _DEVIATIONS = (
@@ -73,8 +73,8 @@ class ArgsStochastic:
 
 
 def _check(top_k: int, guidance_weight: float) -> None:
-    if top_k < 1:
-        raise ConfigError(f"top_k must be at least 1, got {top_k}.")
+    if not isinstance(top_k, int) or top_k < 1:
+        raise ConfigError(f"top_k must be a whole number and at least 1, got {top_k!r}.")
     if not math.isfinite(guidance_weight):
         raise ConfigError(f"guidance_weight must be a finite number, got {guidance_weight}.")
 
@@ -91,6 +91,7 @@ GREEDY_CARD = DecoderCard(
     equation="argmax over top-k of log π(v | x, y<t) + λ r(x, y<t, v)",
     peer="deeplearning-wisc/args argsearch.py @ db0e1c1",
     deviations=_DEVIATIONS,
+    families=(STATE_VALUES, TOKEN_REWARDS),
 )
 STOCHASTIC_CARD = DecoderCard(
     name="args_stochastic",
@@ -102,4 +103,5 @@ STOCHASTIC_CARD = DecoderCard(
     equation="v ~ softmax over top-k of (log π + λ r) / τ",
     peer="deeplearning-wisc/args argsearch.py @ db0e1c1, where the temperature argument is never passed on",
     deviations=_DEVIATIONS,
+    families=(STATE_VALUES, TOKEN_REWARDS),
 )

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from rewardgap.rewards.guide import Guide
 
 
+STATE_VALUES = "state values"
+TOKEN_REWARDS = "token rewards"
+"""Families of reward models: read on hidden states, so that every prefix has a value, or summed over tokens."""
+
+
 class Decoder(Protocol):
     """Picks the next token among candidates.
 
@@ -89,6 +94,8 @@ class DecoderCard:
         guided: whether it takes a reward model.
         build: makes the decoder from plain options.
         options: option -> meaning.
+        families: kinds of reward models it works with.
+        scores: whether it gives texts a probability, and so has a policy accuracy.
     """
 
     name: str
@@ -100,3 +107,5 @@ class DecoderCard:
     equation: str = ""
     peer: str = ""
     deviations: tuple[str, ...] = ()
+    families: tuple[str, ...] = ()
+    scores: bool = True

@@ -62,6 +62,9 @@ class Decoded:
         reward: the guide's reward of the finished prefix; None without a guide.
         guide_passes: times that candidates of this row were rewarded; below `steps` where several steps shared one.
         drafted: tokens that the policy proposed to them.
+        proposed: pieces longer than a token that were judged; 0 where single tokens are chosen.
+        distinct: how many of them were different from those of the same choice.
+        accepted: how many of them were taken.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -74,6 +77,9 @@ class Decoded:
     reward: float | None = None
     guide_passes: int = 0
     drafted: int = 0
+    proposed: int = 0
+    distinct: int = 0
+    accepted: int = 0
 
     @property
     def changed(self) -> int:

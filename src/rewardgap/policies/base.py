@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from rewardgap.backbones.serving import ServedBackbone
 from rewardgap.backbones.session import TrieSession
 from rewardgap.backbones.traces import NODES_PER_ROW, Trace, TraceCache, policy_traces
 from rewardgap.core.errors import ConfigError, DataError, NotScorableError
@@ -81,6 +82,8 @@ class Generation:
         near_ties: steps whose two best scores lay within 2e-4.
         guide_passes: times that candidates were rewarded, for each token written; below 1 where several steps shared
             one; None without guidance.
+        proposed, distinct, accepted: pieces longer than a token that were judged, those that differed from the others
+            of their choice, and those taken; None where single tokens are chosen.
     """
 
     text: str
@@ -90,6 +93,9 @@ class Generation:
     changed: float | None = None
     near_ties: int = 0
     guide_passes: float | None = None
+    proposed: int | None = None
+    distinct: int | None = None
+    accepted: int | None = None
 
 
 @dataclass(frozen=True)
@@ -123,11 +129,8 @@ class PolicyRun:
             NotScorableError: if the decoder gives texts no probability that could be computed.
         """
         policy = self.policy
-        if not policy.scorable:
-            raise NotScorableError(
-                f"the decoder {policy.decoder.name} gives a text no probability that could be computed, so it has no "
-                "policy accuracy; score with args_greedy or args_stochastic."
-            )
+        if policy.not_scorable:
+            raise NotScorableError(policy.not_scorable)
         encoder = policy.backbone.encoder
         ids = [
             [encoder.encode_completion(text, after=prompt) for text in row]
@@ -197,6 +200,8 @@ class AdaptedPolicy(ABC):
     """
 
     name: str = ""
+    servable: bool = False
+    """Whether it needs no more of the policy than what it writes and how probable it finds a text."""
 
     def __init__(
         self,
@@ -235,7 +240,19 @@ class AdaptedPolicy(ABC):
     @property
     def scorable(self) -> bool:
         """Return whether given completions can be scored."""
-        return not isinstance(self.decoder, Search)
+        return not self.not_scorable
+
+    @property
+    def not_scorable(self) -> str:
+        """Return why given completions cannot be scored, one sentence; empty where they can."""
+        if isinstance(self.backbone, ServedBackbone) and self.backbone.engine.cannot_score:
+            return self.backbone.engine.cannot_score
+        if not isinstance(self.decoder, Search):
+            return ""
+        return (
+            f"the decoder {self.decoder.name} gives a text no probability that could be computed, so it has no "
+            "policy accuracy; score with args_greedy or args_stochastic."
+        )
 
     @property
     def score_top_k(self) -> int:
@@ -274,7 +291,7 @@ class AdaptedPolicy(ABC):
             completions: those that `scores` will be asked for, so that room is left for them.
 
         Raises:
-            ConfigError: if the numbers of prompts and states differ.
+            ConfigError: if the numbers of prompts and states differ, or the deployment needs weights that are not here.
             DataError: if a prompt and the new tokens do not fit the context.
         """
         states = [self.state] * len(prompts) if states is None else list(states)
@@ -283,6 +300,10 @@ class AdaptedPolicy(ABC):
         settings, limit = self.settings, self.prompt_limit
         prepared = [self.show(prompt, state, limit) for prompt, state in zip(prompts, states, strict=True)]
         seeds = seeds or _seeds(settings.seed, prompts)
+        if isinstance(self.backbone, ServedBackbone):
+            from rewardgap.policies.served import ServedRun
+
+            return ServedRun(self, self.backbone, prompts, states, prepared, seeds)
         room = self._room(completions, prompts)
         session = TrieSession(self.network(states), len(prompts), max(len(p.ids) for p in prepared) + room)
         tips = session.prefill([p.ids for p in prepared])
@@ -364,7 +385,8 @@ class AdaptedPolicy(ABC):
             sum(decoded.reward_spread) / fluency if steps and fluency > 0 else None,
             decoded.changed / steps if steps else None,
             decoded.near_ties,
-            decoded.guide_passes / decoded.steps if steps else None,
+            decoded.guide_passes / decoded.steps if steps or decoded.proposed else None,
+            *((decoded.proposed, decoded.distinct, decoded.accepted) if decoded.proposed else ()),
         )
 
     def _room(self, completions: Sequence[Sequence[str]], prompts: Sequence[Prompt]) -> int:

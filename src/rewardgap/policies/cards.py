@@ -17,9 +17,10 @@ class PolicyCard:
     """A deployment as the catalogue lists it.
 
     `build(backbone, settings, traces, num_demonstrations, retriever)` makes it; the last two are None where the study
-    does not give them, and `options` says what they mean. `baseline` marks the one that win rates are over. Where there
-    is a `config`, a dataclass of further settings with their meanings, `build` takes each of them by keyword too. Where
-    adapting to a user is work, `state_format` keeps what came of it: (to bytes, from bytes).
+    does not give them, and `options` says what they mean. `baseline` marks the one that win rates are over, `servable`
+    those that a policy in a serving engine can be deployed as. Where there is a `config`, a dataclass of further
+    settings with their meanings, `build` takes each of them by keyword too. Where adapting to a user is work,
+    `state_format` keeps what came of it: (to bytes, from bytes).
     """
 
     name: str
@@ -32,6 +33,7 @@ class PolicyCard:
     family: str = "policy"
     personal: bool = False
     baseline: bool = False
+    servable: bool = False
     options: Mapping[str, str] = field(default_factory=dict)
     config: type | None = None
     state_format: tuple[Callable[[Any], bytes], Callable[[bytes], Any]] | None = None

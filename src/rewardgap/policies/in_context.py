@@ -41,6 +41,7 @@ class InContext(AdaptedPolicy):
     """
 
     name = "icl"
+    servable = True
 
     def __init__(
         self,
@@ -152,6 +153,7 @@ ICL_CARD = PolicyCard(
     retriever="recent",
     deviations=("Demonstrations are chat turns: the user's prompt, then what the user wrote.",),
     personal=True,
+    servable=True,
     options={
         "num_demonstrations": "shots, at most; the whole support set unless given",
         "retriever": "which of them, most useful first; the most recent unless given",
@@ -166,6 +168,7 @@ RAG_CARD = PolicyCard(
     retriever="bm25",
     deviations=("Demonstrations are chat turns; retrieval compares prompts and never sees a completion.",),
     personal=True,
+    servable=True,
     options={
         "num_demonstrations": "shots, at most; the whole support set unless given",
         "retriever": "which of them, most useful first; bm25 unless given",

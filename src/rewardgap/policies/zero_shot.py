@@ -22,6 +22,7 @@ class ZeroShot(AdaptedPolicy):
     """The frozen policy; every user gets the same."""
 
     name = "zero_shot"
+    servable = True
 
     def adapt(self, support: Sequence[PreferencePair]) -> None:
         """Return nothing: the support set is not used."""
@@ -53,4 +54,5 @@ CARD = PolicyCard(
     paper="",
     build=_build,
     baseline=True,
+    servable=True,
 )

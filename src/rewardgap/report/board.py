@@ -47,6 +47,13 @@ class Line:
         """Say whether this is the deployment that win rates compare with."""
         return self.identity.method == BASELINE
 
+    @property
+    def is_scored(self) -> bool:
+        """Say whether given texts were scored: a deployment that cannot has the headline alone, without a value."""
+        return any(row.stage == "policy_accuracy" and row.metric != POLICY_ACCURACY.metric for row in self.rows) or any(
+            row.stage == "policy_accuracy" and row.value is not None for row in self.rows
+        )
+
     def cells(self, column: Column, users: Literal["seen", "unseen"] = "unseen") -> list[Cell]:
         """Return the numbers of a column, one for each judge, seeds pooled, in the order of the rows."""
         by_judge: dict[str | None, list[ResultRow]] = defaultdict(list)
@@ -106,7 +113,8 @@ class Board:
         if column is RM_ACCURACY:
             source = self.reward_model(line)
         found = None if source is None else source.find(column)
-        return Cell(unit=column.unit, note=self._reason(line, column)) if found is None else found
+        missing = found is None or (column is POLICY_ACCURACY and not line.is_scored)
+        return Cell(unit=column.unit, note=self._reason(line, column)) if found is None or missing else found
 
     def reward_model(self, line: Line) -> Line | None:
         """Return the reward model that guides a deployment, None where there is none."""
@@ -173,7 +181,7 @@ class Board:
                 "behaviour": "no behaviour in this dataset: it needs texts that users wrote",
                 "win_rate": "no win rates were measured in this dataset",
             }.get(column.stage, "this stage was not run")
-        if column.stage == "policy_accuracy" and not any(row.stage == column.stage for row in line.rows):
+        if column.stage == "policy_accuracy" and not line.is_scored:
             return "not scored: no tractable density, or not run"
         return "not measured"
 

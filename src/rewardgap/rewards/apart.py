@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from rewardgap.backbones.chat import check_vocabulary
 from rewardgap.backbones.features import ALONE, Item, PromptLimit, encode_texts, prompt_tree
-from rewardgap.backbones.session import TrieSession, tree_states
-from rewardgap.backbones.traces import NodeStates, TraceCache, node_room, node_states
+from rewardgap.backbones.session import tree_states
+from rewardgap.backbones.traces import NodeStates
 from rewardgap.backbones.trie import chain
 from rewardgap.core.errors import ConfigError
 from rewardgap.rewards.guide import BackboneGuide
 from rewardgap.rewards.model import RewardModel
+from rewardgap.rewards.text_guide import TextGuide
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rewardgap.backbones.hf import Backbone
-    from rewardgap.backbones.traces import Trace
+    from rewardgap.backbones.session import TrieSession
+    from rewardgap.backbones.traces import Trace, TraceCache
     from rewardgap.core.records import PreferencePair, Prompt
     from rewardgap.rewards.base import Head
     from rewardgap.rewards.guide import Guide, NodeRewards
@@ -79,14 +80,11 @@ class ApartModel(RewardModel):
         states: Sequence[UserState],
         room: int,
     ) -> Guide:
-        """Return rewards of candidate tokens for a batch of users, from a session that reads completions alone.
-
-        Raises:
-            ConfigError: if policy and reward model have different vocabularies.
-        """
-        check_vocabulary(policy, self.backbone)
+        """Return rewards of candidate tokens for a batch of users, from a session that reads completions alone."""
         bare = [self.backbone.encoder.alone_ids] * len(prompts)
         asked = self._asked(prompts).to(self.backbone.device)
+        if self.reading(policy).by_text:
+            return TextGuide(policy.encoder, self.backbone, prompts, bare, self.head, states, self.scale, room, asked)
         return ApartGuide(self.backbone, bare, self.head, states, self.scale, room, asked)
 
     def node_rewards(
@@ -110,15 +108,11 @@ class ApartModel(RewardModel):
             states: B user states.
             cache: where node states are kept.
         """
-        check_vocabulary(session.backbone, self.backbone)
-        bare = [self.backbone.encoder.alone_ids] * len(prompts)
-        keys = [
-            [TraceCache.states_key(self.backbone, ids, t) for t in row] for ids, row in zip(bare, traces, strict=True)
-        ]
+        reading, bare = self.reading(session.backbone), [self.backbone.encoder.alone_ids] * len(prompts)
+        keys = reading.keys(prompts, bare, traces)
         found = [[cache.load_states(key) if cache is not None else None for key in row] for row in keys]
         if any(nodes is None for row in found for nodes in row):
-            own = TrieSession(self.backbone, len(bare), len(bare[0]) + node_room(traces))
-            fresh = node_states(own, own.prefill(bare), traces, self.backbone.encoder.end_ids)
+            fresh = reading.states(prompts, bare, traces)
             found = [list(row) for row in fresh]
             for row_keys, row in zip(keys, fresh, strict=True):
                 for key, value in zip(row_keys, row, strict=True):
@@ -127,7 +121,7 @@ class ApartModel(RewardModel):
         asked = self._asked(prompts)
         return [
             [
-                self._read_nodes(trace, _beside(nodes, asked[row]), state)
+                self._read_nodes(reading, trace, _beside(nodes, asked[row]), state)
                 for trace, nodes in zip(row_traces, row_found, strict=True)
                 if nodes is not None
             ]

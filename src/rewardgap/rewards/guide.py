@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
+from rewardgap.backbones.chat import check_readable
 from rewardgap.backbones.session import TrieSession
 from rewardgap.backbones.trie import ROOT, siblings
 
@@ -212,6 +213,7 @@ class BackboneGuide:
 
     def candidates(self, tokens: torch.Tensor, policy_states: torch.Tensor | None) -> torch.Tensor:
         """Return (B, K) rewards of the candidates packed as siblings."""
+        check_readable(tokens, self._session.backbone)
         self._width = tokens.shape[-1]
         rows = zip(tokens.tolist(), self._session.tips, strict=True)
         states = self._session.extend([siblings(row, tip) for row, tip in rows])
@@ -236,6 +238,7 @@ class BackboneGuide:
 
     def tree(self, tries: Sequence[Trie], policy_states: torch.Tensor | None) -> torch.Tensor:
         """Return (B, Q) rewards of the nodes packed below the tips."""
+        check_readable(np.concatenate([trie.tokens for trie in tries]), self._session.backbone)
         self._session.reserve(max(len(trie.tokens) for trie in tries))
         self._begin = self._session.forest.length
         rows = zip(tries, self._session.tips, strict=True)

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 import numpy as np
 import torch
 
-from rewardgap.backbones.chat import check_vocabulary
 from rewardgap.backbones.features import FeatureCache, Item, PromptLimit
 from rewardgap.backbones.lora import LoraSettings, adapter_tensors, attach_lora, stamp
-from rewardgap.backbones.session import TrieSession
-from rewardgap.backbones.traces import TraceCache, node_room, node_states
+from rewardgap.backbones.traces import node_states
 from rewardgap.core.errors import ConfigError, DataError
 from rewardgap.core.store import content_hash, write_bytes, write_json
 from rewardgap.rewards.fitting import check_count, check_positive
 from rewardgap.rewards.guide import BackboneGuide, NodeRewards, PolicyStateGuide, close_ends
+from rewardgap.rewards.reading import reading_of
+from rewardgap.rewards.text_guide import TextGuide
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rewardgap.backbones.hf import Backbone
-    from rewardgap.backbones.traces import NodeStates, Trace
+    from rewardgap.backbones.session import TrieSession
+    from rewardgap.backbones.traces import NodeStates, Trace, TraceCache
     from rewardgap.core.records import PreferencePair, Prompt
     from rewardgap.rewards.base import Head
     from rewardgap.rewards.guide import Guide
     from rewardgap.rewards.joint import Tokens
+    from rewardgap.rewards.reading import Reading
     from rewardgap.rewards.states import UserState
 
 FitMode: TypeAlias = Literal["frozen", "lora"]
@@ -62,6 +64,7 @@ class RewardModel:
     features: FeatureCache = field(default_factory=FeatureCache)
     lora: LoraSettings = field(default_factory=LoraSettings)
     adapted: Backbone | None = None
+    _told: set[str] = field(default_factory=set, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse unknown fit modes."""
@@ -210,7 +213,8 @@ class RewardModel:
         """Return rewards of candidate tokens for a batch of users.
 
         Rewards are read on the policy's own hidden states where backbone and prompts are the same for both; else the
-        reward model runs a session of its own.
+        reward model runs a session of its own, over the policy's tokens, or, with a tokenizer of its own, over the text
+        that they spell.
 
         Args:
             policy: the policy to be steered.
@@ -218,12 +222,10 @@ class RewardModel:
             prompt_ids: what the policy reads for each of them.
             states: B user states.
             room: new tokens and candidates at most.
-
-        Raises:
-            ConfigError: if policy and reward model have different vocabularies.
         """
-        check_vocabulary(policy, self.backbone)
         own = self.encode_prompts(prompts)
+        if self.reading(policy).by_text:
+            return TextGuide(policy.encoder, self.backbone, prompts, own, self.head, states, self.scale, room)
         if self._reads(policy, own, prompt_ids):
             return PolicyStateGuide(self.head, states, self.scale)
         return BackboneGuide(self.backbone, own, self.head, states, self.scale, room)
@@ -249,30 +251,31 @@ class RewardModel:
             states: B user states.
             cache: where node states are kept.
         """
-        check_vocabulary(session.backbone, self.backbone)
-        own = self.encode_prompts(prompts)
-        shared = self._reads(session.backbone, own, prompt_ids)
-        keys = [
-            [TraceCache.states_key(self.backbone, ids, t) for t in row] for ids, row in zip(own, traces, strict=True)
-        ]
+        reading, own = self.reading(session.backbone), self.encode_prompts(prompts)
+        keys = reading.keys(prompts, own, traces)
         found = [[cache.load_states(key) if cache is not None else None for key in row] for row in keys]
         if any(states is None for row in found for states in row):
-            ends = self.backbone.encoder.end_ids
-            if shared:
-                nodes = node_states(session, tip_states, traces, ends)
+            if not reading.by_text and self._reads(session.backbone, own, prompt_ids):
+                nodes = node_states(session, tip_states, traces, reading.end_ids)
             else:
-                longest = max(len(ids) for ids in own) + node_room(traces)
-                own_session = TrieSession(self.backbone, len(own), longest)
-                nodes = node_states(own_session, own_session.prefill(own), traces, ends)
+                nodes = reading.states(prompts, own, traces)
             found = [list(row) for row in nodes]
             if cache is not None:
                 for row_keys, row in zip(keys, nodes, strict=True):
                     for key, value in zip(row_keys, row, strict=True):
                         cache.save_states(key, value)
         return [
-            [self._read_nodes(trace, nodes, state) for trace, nodes in zip(row, row_found, strict=True) if nodes]
+            [
+                self._read_nodes(reading, trace, nodes, state)
+                for trace, nodes in zip(row, row_found, strict=True)
+                if nodes
+            ]
             for row, row_found, state in zip(traces, found, states, strict=True)
         ]
+
+    def reading(self, policy: Backbone, network: Backbone | None = None) -> Reading:
+        """Return how the reward model, or its network as the rows see it, reads a policy's tokens."""
+        return reading_of(policy, self.backbone if network is None else network, self._told)
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
         """Return the ids of prompts as the reward model's backbone reads them."""
@@ -284,11 +287,11 @@ class RewardModel:
         same = policy.fingerprint == self.backbone.fingerprint
         return same and all(tuple(a) == tuple(b) for a, b in zip(own, prompt_ids, strict=True))
 
-    def _read_nodes(self, trace: Trace, nodes: NodeStates, state: UserState) -> NodeRewards:
+    def _read_nodes(self, reading: Reading, trace: Trace, nodes: NodeStates, state: UserState) -> NodeRewards:
         with torch.no_grad():
             prefixes = self.head.rewards(nodes.prefixes, state).double().cpu().numpy() / self.scale
             candidates = self.head.rewards(nodes.candidates, state).double().cpu().numpy() / self.scale
-        return close_ends(trace, prefixes, candidates, self.backbone.encoder.end_ids)
+        return close_ends(trace, prefixes, candidates, reading.end_ids)
 
     def with_head(self, head: Head) -> RewardModel:
         """Return the same model with another head, for refits on the same features."""

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 
-from rewardgap.backbones.chat import check_vocabulary
 from rewardgap.backbones.features import NODES_PER_FORWARD, encode_texts, prompt_tree
 from rewardgap.backbones.lora import adapter_tensors, attach_lora
 from rewardgap.backbones.row_adapters import AdapterHost
-from rewardgap.backbones.session import TrieSession, tree_states
-from rewardgap.backbones.traces import node_room, node_states
+from rewardgap.backbones.session import tree_states
 from rewardgap.backbones.trie import chain
 from rewardgap.core.errors import ConfigError, DataError, ModelError
 from rewardgap.core.records import pair_to_json
@@ -28,6 +26,7 @@ from rewardgap.rewards.joint import WEIGHT_DECAY, fit_joint, pair_states
 from rewardgap.rewards.model import RewardModel, check_fit_settings, check_pairs, vars_of
 from rewardgap.rewards.state_files import StateTable, save_states
 from rewardgap.rewards.states import UserState
+from rewardgap.rewards.text_guide import TextGuide
 from rewardgap.rewards.training import FitDefaults, Schedule, train
 
 if TYPE_CHECKING:
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rewardgap.backbones.hf import Backbone
+    from rewardgap.backbones.session import TrieSession
     from rewardgap.backbones.traces import Trace, TraceCache
     from rewardgap.core.records import PreferencePair, Prompt
     from rewardgap.rewards.guide import Guide, NodeRewards
@@ -260,14 +260,11 @@ class PersonalAdapterModel(RewardModel):
         states: Sequence[UserState],
         room: int,
     ) -> Guide:
-        """Return rewards of candidate tokens for a batch of users, each row through its user's adapter.
-
-        Raises:
-            ConfigError: if policy and reward model have different vocabularies.
-        """
-        check_vocabulary(policy, self.base)
-        own = self.encode_prompts(prompts)
-        return BackboneGuide(self._rows(states), own, self.head, states, self.scale, room)
+        """Return rewards of candidate tokens for a batch of users, each row through its user's adapter."""
+        own, network = self.encode_prompts(prompts), self._rows(states)
+        if self.reading(policy, network).by_text:
+            return TextGuide(policy.encoder, network, prompts, own, self.head, states, self.scale, room)
+        return BackboneGuide(network, own, self.head, states, self.scale, room)
 
     def node_rewards(
         self,
@@ -290,13 +287,10 @@ class PersonalAdapterModel(RewardModel):
             states: B user states.
             cache: not used: it keeps what users share, and here every state is a user's own.
         """
-        check_vocabulary(session.backbone, self.base)
-        own = self.encode_prompts(prompts)
-        room = max(map(len, own)) + node_room(traces)
-        session = TrieSession(self._rows(states), len(own), room)
-        nodes = node_states(session, session.prefill(own), traces, self.base.encoder.end_ids)
+        reading = self.reading(session.backbone, self._rows(states))
+        nodes = reading.states(prompts, self.encode_prompts(prompts), traces)
         return [
-            [self._read_nodes(trace, found, state) for trace, found in zip(row, row_nodes, strict=True)]
+            [self._read_nodes(reading, trace, found, state) for trace, found in zip(row, row_nodes, strict=True)]
             for row, row_nodes, state in zip(traces, nodes, states, strict=True)
         ]
 

@@ -14,7 +14,7 @@ from rewardgap.core.results import ResultRow, Sample, StudyResults
 from rewardgap.data.base import AuthoredDataset
 from rewardgap.data.proof import OVERLAPS
 from rewardgap.metrics.catalog import METRICS
-from rewardgap.metrics.policy_accuracy import VARIANT_NAMES
+from rewardgap.metrics.policy_accuracy import HEADLINE, VARIANT_NAMES
 from rewardgap.metrics.rm_accuracy import pair_accuracy, ties
 from rewardgap.metrics.win_rate import win_name, wins
 from rewardgap.policies.catalog import POLICIES
@@ -189,9 +189,11 @@ def _deployment_rows(tables: Tables, deployment: Deployment, cell: Cell) -> list
     for variant in variants:
         margins = np.array([_margin(record, variant) for record in records])
         rows.append(tables.estimated(row("policy_accuracy", variant), pair_accuracy(margins).tolist(), users))
-    for side in ("chosen", "rejected"):
+    for side in ("chosen", "rejected") if not_scorable(tables, cell) is None else ():
         name = f"coverage_{side}"
         rows.append(tables.estimated(row("policy_accuracy", name), [r.get(name) for r in records], users))
+    if not_scorable(tables, cell) is not None:
+        rows.append(replace(row("policy_accuracy", HEADLINE), n_missing=len(records)))
     for metric in dict.fromkeys(tables.study.metrics):
         if metric in ALWAYS:
             continue
@@ -205,7 +207,8 @@ def _deployment_rows(tables: Tables, deployment: Deployment, cell: Cell) -> list
         texts, references = zip(*_with_references(tables, cell), strict=True)
         lengths = METRICS["length_ratio"].build().score(texts, references)
         rows.append(tables.estimated(row("behaviour", "length_ratio"), lengths.tolist(), users))
-    if deployment.kind == "guided":
+    searches = "proposed" in scored
+    if deployment.kind == "guided" and not searches:
         for name in ("guidance_ratio", "changed"):
             rows.append(tables.estimated(row("behaviour", name), [r[name] for r in records], users))
     rows += _win_rows(tables, deployment, cell, row("win_rate", ""))
@@ -216,11 +219,23 @@ def _deployment_rows(tables: Tables, deployment: Deployment, cell: Cell) -> list
         ("new_tokens_per_completion", "new_tokens"),
     ):
         rows.append(tables.estimated(row("cost", name), [record[column] for record in records], users))
+    if searches:
+        for name, share in (("distinct_share", "distinct"), ("accepted_share", "accepted")):
+            shares = [record[share] / record["proposed"] for record in records]
+            rows.append(tables.estimated(row("behaviour", name), shares, users))
+        proposed = [record["proposed"] for record in records]
+        rows.append(tables.estimated(row("cost", "pieces_per_completion"), proposed, users))
     if deployment.shots is not None:
         for name in ("demonstrations", "demonstrations_dropped"):
             rows.append(tables.estimated(row("cost", name), [float(record[name]) for record in records], users))
     seconds, tokens = sum(r["seconds"] for r in records), round(sum(r["network_tokens"] for r in records))
     return [replace(entry, seconds=seconds, tokens=tokens) if entry.stage == "cost" else entry for entry in rows]
+
+
+def not_scorable(tables: Tables, cell: Cell) -> str | None:
+    """Return why a deployment has no policy accuracy, None where it has one."""
+    reason = tables.bench.folder(cell).facts().get("facts", {}).get("not_scorable")
+    return None if reason is None else str(reason)
 
 
 def _win_rows(tables: Tables, deployment: Deployment, cell: Cell, template: ResultRow) -> list[ResultRow]:
@@ -258,7 +273,8 @@ def deployed(row: ResultRow, tables: Tables, deployment: Deployment) -> ResultRo
             support_size=row.support_size if POLICIES[deployment.name].personal else None,
         )  # fmt: skip
     row = _named(row, tables, deployment.reward_model)
-    return replace(row, decoder=deployment.name, guidance_weight=deployment.guidance_weight, top_k=deployment.top_k)
+    decoder = deployment.decoder_name
+    return replace(row, decoder=decoder, guidance_weight=deployment.guidance_weight, top_k=deployment.top_k)
 
 
 def reward_name(spec: RewardModelSpec) -> str:
@@ -365,6 +381,8 @@ def _notes(tables: Tables) -> list[str]:
         notes.append("No zero_shot deployment was run, so there is nothing that win rates could be over.")
     supports = tables.bench.study_pairs().support.values()
     notes += support_notes(tables.study.split, tables.support_size, [len(rows) for rows in supports])
+    reasons = {not_scorable(tables, cell) for _, cell, _ in tables.plan.written if tables.done(cell)} - {None}
+    notes += [f"Policy accuracy is missing where {reason}" for reason in sorted(map(str, reasons))]
     if not tables.plan.behaviour:
         notes.append(
             "The data have no texts written by users, so there is no behaviour stage: the chain ends at win rate."

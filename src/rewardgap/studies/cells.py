@@ -37,6 +37,8 @@ VERSIONS = {
     "shuffled": 2,
     "synthetic_text": 2,
     "synthetic_swap": 1,
+    "tuning": 1,
+    "tuning_value": 1,
 }
 """Kind of cell to version of its code, a part of the cell's identity; raise it when code changes a cell's numbers."""
 

@@ -40,7 +40,7 @@ def tau_results(tables: Tables) -> list[TauResult]:
     for deployment, cell, reward in tables.plan.written:
         if deployment.reward_model is None or reward is None or not (tables.done(cell) and tables.done(reward)):
             continue
-        label = f"{deployment.name} λ={deployment.guidance_weight:g} k={deployment.top_k}"
+        label = deployment.decoder_title
         families.setdefault(label, []).append((deployment, cell, reward))
     out: list[TauResult] = []
     for label, members in families.items():

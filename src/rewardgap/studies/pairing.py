@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from rewardgap.backbones.serving import ServedBackbone
 from rewardgap.backbones.session import TrieSession
 from rewardgap.core.records import PreferencePair
 from rewardgap.core.seeds import child_seed
@@ -133,15 +134,18 @@ class Pairer:
         return out
 
     def _samples(self, texts: Sequence[AuthoredText], prompts: Sequence[str], attempt: int) -> list[tuple[str, str]]:
-        """Draw two completions of each prompt; the prompt is read once for both."""
+        """Draw two completions of each prompt; a local policy reads the prompt once for both."""
         policy = zero_shot(self.policy, decoder=Sample(self.spec.temperature), settings=self.settings)
         encoder = self.policy.encoder
+        seeds = [child_seed(self.seed, "pair", t.example_id, attempt, side) for t in texts for side in range(2)]
+        if isinstance(self.policy, ServedBackbone):
+            written = policy.open([prompt for prompt in prompts for _ in range(2)], seeds=seeds).generate()
+            return [(a.text, b.text) for a, b in zip(written[::2], written[1::2], strict=True)]
         ids = [encoder.encode_prompt(prompt) for prompt in prompts]
         session = TrieSession(self.policy, len(ids), max(map(len, ids)) + self.settings.max_new_tokens + 2)
         tips = session.prefill(ids)
         twice = [row for row in range(len(ids)) for _ in range(2)]
         session.select(twice)
-        seeds = [child_seed(self.seed, "pair", t.example_id, attempt, side) for t in texts for side in range(2)]
         rows = decode(session, tips[twice], policy.decoder, policy.stop_rule(), seeds=seeds)
         drawn = [complete(encoder.decode(row.ids), self.settings.first_line) for row in rows]
         return list(zip(drawn[::2], drawn[1::2], strict=True))

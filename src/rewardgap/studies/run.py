@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from rewardgap.backbones.lora import LoraSettings
+from rewardgap.backbones.serving import is_served
 from rewardgap.core.errors import CellsFailedError, ConfigError, RewardGapError
 from rewardgap.core.records import pair_to_json
 from rewardgap.core.store import write_json, write_text
@@ -27,6 +28,7 @@ from rewardgap.studies import controls, stages
 from rewardgap.studies.cells import Cell
 from rewardgap.studies.environment import environment
 from rewardgap.studies.methods import METHODS, config_of, steers
+from rewardgap.studies.served import check_served
 from rewardgap.studies.spec import expand
 from rewardgap.studies.workbench import Workbench, deal, retriever_of, shown_name, split_hash
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
     from rewardgap.studies.progress import Progress
     from rewardgap.studies.spec import Deployment, RewardModelSpec, StudySpec
+    from rewardgap.studies.workbench import StudyPairs
 
 
 @dataclass
@@ -98,6 +101,7 @@ def check_names(study: StudySpec) -> None:
         ConfigError: for options that a method does not have.
     """
     DATASETS[study.data.name]
+    check_served(study)
     for spec in study.reward_models:
         config_of(METHODS[spec.method], spec.options)
         if steers(spec.method):
@@ -118,6 +122,8 @@ def check_names(study: StudySpec) -> None:
             config_of(POLICIES[deployment.name], deployment.options)
         elif not DECODERS[deployment.name].guided:
             raise ConfigError(f"decoder '{deployment.name}' takes no reward model; use policy: zero_shot.")
+        else:
+            deployment.decoder()
     for spec in {model.name: model for model in study.reward_models}.values():
         same = [model for model in study.reward_models if model.name == spec.name]
         if len(same) > 1:
@@ -155,11 +161,12 @@ def make_plan(bench: Workbench) -> Plan:
         model = deployment.reward_model
         reward = fitted[model.model_dump_json()] if model else None
         retriever = retriever_of(deployment)
+        options = deployment.options if model else config_of(POLICIES[deployment.name], deployment.options)
         key = {
             **common,
             **deployment.model_dump(exclude={"reward_model"}),
             "retriever": retriever,
-            "options": config_of(POLICIES[deployment.name], deployment.options) if model is None else {},
+            "options": options,
             "policy": bench.policy.fingerprint,
             "lengths": lengths,
             "score_top_k": bench.settings.score_top_k,
@@ -218,23 +225,14 @@ def run_study(study: StudySpec, root: Path, progress: Progress) -> Finished:
     Raises:
         ConfigError: if the folder belongs to another study, or another run is at work in it.
     """
-    check_names(study)
-    _refuse_strangers(root)
-    with locked(root):
-        _claim(study, root)
-        bench = Workbench(study, root, progress)
-        bench.split.save(root / "splits" / f"{split_hash(bench.split)}.json")
-        if not (root / "env.json").exists():
-            write_json(root / "env.json", environment())
+    with opened(study, root, progress) as bench:
         plan = make_plan(bench)
         runner = _Runner(bench)
         if plan.pairing is not None:
             runner.run(plan.pairing, stages.run_pairing)
             if not bench.folder(plan.pairing).done:
                 raise CellsFailedError(f"the texts could not be paired: {runner.failures[0]['error']}.")
-            bench.pairs = deal(bench.split, bench.folder(plan.pairing).records())
-        elif isinstance(bench.dataset, PreferenceDataset):
-            bench.pairs = deal(bench.split, [pair_to_json(pair) for pair in bench.dataset.pairs])
+        bench.pairs = dealt(bench, plan)
         stages.check_prompts(bench)
         if plan.check is not None:
             runner.run(plan.check, stages.run_data_check)
@@ -262,6 +260,32 @@ def run_study(study: StudySpec, root: Path, progress: Progress) -> Finished:
         if runner.computed:
             write_json(root / "env.json", environment())
         return Finished(bench, plan, runner.failures, runner.computed)
+
+
+@contextmanager
+def opened(study: StudySpec, root: Path, progress: Progress) -> Iterator[Workbench]:
+    """Keep a results folder for this process and this study, and yield its workbench.
+
+    Raises:
+        ConfigError: if the folder belongs to another study, or another run is at work in it.
+    """
+    check_names(study)
+    _refuse_strangers(root)
+    with locked(root):
+        _claim(study, root)
+        bench = Workbench(study, root, progress)
+        bench.split.save(root / "splits" / f"{split_hash(bench.split)}.json")
+        if not (root / "env.json").exists():
+            write_json(root / "env.json", environment())
+        yield bench
+
+
+def dealt(bench: Workbench, plan: Plan) -> StudyPairs:
+    """Return the pairs of a study, dealt out; those of a pairing cell that is done, or those the data are."""
+    if plan.pairing is not None:
+        return deal(bench.split, bench.folder(plan.pairing).records())
+    assert isinstance(bench.dataset, PreferenceDataset)
+    return deal(bench.split, [pair_to_json(pair) for pair in bench.dataset.pairs])
 
 
 class _Runner:
@@ -303,8 +327,7 @@ def deployment_title(deployment: Deployment) -> str:
     """Return a short name of a deployment for progress."""
     if deployment.reward_model is None:
         return deployment.name if deployment.shots is None else f"{deployment.name} {deployment.shots}"
-    weight = f"λ={deployment.guidance_weight:g} k={deployment.top_k}"
-    return f"{_title(deployment.reward_model)} · {deployment.name} {weight}"
+    return f"{_title(deployment.reward_model)} · {deployment.decoder_title}"
 
 
 def _title(spec: RewardModelSpec) -> str:
@@ -357,13 +380,15 @@ def _held(path: Path) -> dict[str, Any]:
 def study_yaml(study: StudySpec) -> str:
     """Return a study with every default written out, and of every path its last part only."""
 
-    def masked(value: Any) -> Any:
+    def masked(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):
-            return {key: masked(item) for key, item in value.items()}
+            return {name: masked(item, name) for name, item in value.items()}
         if isinstance(value, list):
             return [masked(item) for item in value]
-        is_path = isinstance(value, str) and value.startswith(("/", "~"))
-        return shown_name(value) if is_path else value
+        if not isinstance(value, str):
+            return value
+        is_place = value.startswith(("/", "~")) or (key in ("policy", "backbone") and is_served(value))
+        return shown_name(value) if is_place else value
 
     return yaml.safe_dump(masked(study.model_dump()), sort_keys=False, allow_unicode=True)
 

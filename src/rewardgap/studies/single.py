@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from rewardgap.backbones.load import load_backbone
 from rewardgap.core.errors import ConfigError, ModelError
 from rewardgap.core.seeds import child_seed
+from rewardgap.decoding import catalog
 from rewardgap.decoding.catalog import DECODERS
 from rewardgap.metrics.rm_accuracy import pair_accuracy
 from rewardgap.policies.guided import Guided
@@ -156,14 +157,7 @@ def build_decoder(name: str, **given: Any) -> Decoder:
         UnknownNameError: if there is no such decoder.
         ConfigError: if it has no such option.
     """
-    card = DECODERS[name]
-    options = {option: value for option, value in given.items() if value is not None}
-    for option in options:
-        if option not in card.options:
-            known = ", ".join(card.options) or "none"
-            raise ConfigError(f"decoder '{name}' has no option '{option}'. Known: {known}.")
-    decoder: Decoder = card.build(**options)
-    return decoder
+    return catalog.build_decoder(name, **{option: value for option, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import json
 import math
 import os
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import (
@@ -25,7 +27,11 @@ from pydantic import (
 from rewardgap.core.errors import ConfigError, UnknownNameError
 from rewardgap.data.protocols import PROTOCOLS
 from rewardgap.data.sides import CUT_FORMS, share_before
+from rewardgap.decoding.catalog import DECODERS, build_decoder
 from rewardgap.studies.methods import mode_of, steers
+
+if TYPE_CHECKING:
+    from rewardgap.decoding.base import Decoder
 
 PAIRING_RULES = ("closest", "generated", "other_user")
 
@@ -160,11 +166,13 @@ class DeploymentSpec(_Part):
     policy: str | None = Field(None, description="a deployment without reward model: zero_shot, icl, icl_rag, ...")
     decoder: str | None = Field(None, description="a reward-guided decoder, run with every reward model")
     reward_models: list[str] | None = Field(None, description="labels or methods that steer; all unless given")
-    guidance_weight: float | list[float] = Field(1.0, description="lambda")
-    top_k: int | list[int] = Field(10, description="candidates a step")
+    guidance_weight: float | list[float] = Field(1.0, description="lambda; the decoder's own unless given")
+    top_k: int | list[int] = Field(10, description="candidates a step; the decoder's own unless given")
     num_demonstrations: int | list[int] | None = Field(None, description="shots")
     retriever: str | None = Field(None, description="which demonstrations")
-    options: dict[str, Any] = Field(default_factory=dict, description="the policy's own settings")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="the policy's own settings, or the decoder's, whose lists are expanded too"
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> DeploymentSpec:
@@ -173,17 +181,12 @@ class DeploymentSpec(_Part):
         for name, fewest in (("top_k", 1), ("num_demonstrations", 0)):
             if any(number is not None and number < fewest for number in _listed(getattr(self, name))):
                 raise ValueError(f"{name} must be at least {fewest}")
-        other = (
-            {"num_demonstrations", "retriever", "options"}
-            if self.decoder
-            else {"guidance_weight", "top_k", "reward_models"}
-        )
+        other = {"num_demonstrations", "retriever"} if self.decoder else {"guidance_weight", "top_k", "reward_models"}
         useless = sorted(other & self.model_fields_set)
         if useless:
             raise ValueError(f"a {'decoder' if self.decoder else 'policy'} takes no {' and no '.join(useless)}")
-        if any(
-            value == [] for value in (self.guidance_weight, self.top_k, self.num_demonstrations, self.reward_models)
-        ):
+        values = (self.guidance_weight, self.top_k, self.num_demonstrations, self.reward_models)
+        if any(value == [] for value in (*values, *self.options.values())):
             raise ValueError("an empty list runs nothing; leave the key out or give values")
         return self
 
@@ -228,6 +231,28 @@ class Deployment(_Part):
     retriever: str | None = None
     shots: int | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def decoder_name(self) -> str:
+        """Return a decoder's name in results: with the options by which it differs from its defaults."""
+        return " ".join([self.name, *(f"{name}={_shown(value)}" for name, value in self.options.items())])
+
+    @property
+    def decoder_title(self) -> str:
+        """Return a decoder's name with its weight and its candidates, where it has them."""
+        weight = "" if self.guidance_weight is None else f" λ={self.guidance_weight:g}"
+        width = "" if self.top_k is None else f" k={self.top_k}"
+        return f"{self.decoder_name}{weight}{width}"
+
+    def decoder(self) -> Decoder:
+        """Return the decoder of a guided deployment.
+
+        Raises:
+            UnknownNameError: if there is no such decoder.
+            ConfigError: if it has no such option, or a value is out of range.
+        """
+        own = {"guidance_weight": self.guidance_weight, "top_k": self.top_k}
+        return build_decoder(self.name, **{k: v for k, v in own.items() if v is not None}, **self.options)
 
 
 def load_study(path: str | Path, overrides: list[str] | None = None) -> StudySpec:
@@ -290,10 +315,12 @@ def expand(study: StudySpec) -> list[Deployment]:
         else:
             assert spec.decoder is not None
             models = _steering(study, spec)
-            grid = itertools.product(models, _listed(spec.guidance_weight), _listed(spec.top_k))
+            grid = itertools.product(models, *_grid(spec))
             made = [
-                Deployment(kind="guided", name=spec.decoder, reward_model=model, guidance_weight=weight, top_k=k)
-                for model, weight, k in grid
+                Deployment(
+                    kind="guided", name=spec.decoder, reward_model=model, guidance_weight=weight, top_k=k, options=own
+                )
+                for model, weight, k, own in grid
             ]
         out.update({deployment.model_dump_json(): deployment for deployment in made})
     return list(out.values())
@@ -319,6 +346,39 @@ def _steering(study: StudySpec, spec: DeploymentSpec) -> list[RewardModelSpec]:
             f"{', '.join(sorted(known))}."
         )
     return [m for m in able if m.name in spec.reward_models or m.method in spec.reward_models]
+
+
+def _grid(spec: DeploymentSpec) -> tuple[list[Any], list[Any], list[dict[str, Any]]]:
+    """Return the guidance weights, the numbers of candidates and the options of a line of guided deployments.
+
+    A decoder without one of the first two has None for it. Options at their defaults are left out: they name nothing.
+    """
+    assert spec.decoder is not None
+    card = DECODERS[spec.decoder]
+    named = ("guidance_weight", "top_k")
+    for name in named:
+        if name in spec.options:
+            raise ConfigError(f"deployment '{spec.decoder}': {name} stands beside options, not among them.")
+        if name in spec.model_fields_set and name not in card.options:
+            known = ", ".join(option for option in card.options) or "none"
+            raise ConfigError(f"decoder '{spec.decoder}' has no option '{name}'. Known: {known}.")
+    own = {name: entry.default for name, entry in inspect.signature(card.build).parameters.items()}
+    weights, widths = (
+        [None]
+        if name not in card.options
+        else _listed(getattr(spec, name) if name in spec.model_fields_set else own[name])
+        for name in named
+    )
+    rows = itertools.product(*map(_listed, spec.options.values()))
+    changed = [
+        {name: value for name, value in zip(spec.options, row, strict=True) if name not in own or own[name] != value}
+        for row in rows
+    ]
+    return weights, widths, list({_shown(row): row for row in changed}.values())
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
 
 
 def _listed(value: Any) -> list[Any]:

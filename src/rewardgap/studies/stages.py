@@ -21,7 +21,7 @@ from rewardgap.studies.workbench import split_ids
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from rewardgap.policies.base import PolicyRun
+    from rewardgap.policies.base import Generation, PolicyRun
     from rewardgap.studies.cells import Cell
     from rewardgap.studies.spec import Deployment, RewardModelSpec
     from rewardgap.studies.workbench import QueryItem, Workbench
@@ -60,7 +60,7 @@ def run_pairing(bench: Workbench, cell: Cell) -> None:
         (data.by_id(i) for i in split_ids(split)),
         key=lambda t: (len(encoder.encode_text(t.prompt_source)), t.example_id),
     )
-    _in_batches(bench, cell, texts, pairer.records)
+    in_batches(bench, cell, texts, pairer.records)
 
 
 def run_data_check(bench: Workbench, cell: Cell) -> None:
@@ -130,13 +130,15 @@ def run_deployment(bench: Workbench, cell: Cell, deployment: Deployment, reward_
     items.sort(key=lambda item: (len(encoder.encode_prompt(item.prompt)), item.user_id, item.example_id))
 
     def work(batch: Sequence[QueryItem]) -> list[dict[str, Any]]:
-        completions = [[item.pair.chosen, item.pair.rejected] if item.pair else [] for item in batch]
+        completions = [
+            [item.pair.chosen, item.pair.rejected] if item.pair and policy.scorable else [] for item in batch
+        ]
         seeds = [child_seed(bench.study.seed, "decode", item.user_id, item.example_id) for item in batch]
         begin = time.perf_counter()
         run = policy.open([item.prompt for item in batch], [states[item.user_id] for item in batch], seeds, completions)
         seconds = time.perf_counter() - begin
         forwards, tokens = run.forwards, run.tokens
-        scores = run.scores(completions)
+        scores = run.scores(completions) if policy.scorable else [[] for _ in batch]
         forwards, tokens, begin = forwards - run.forwards, tokens - run.tokens, time.perf_counter()
         written = run.generate()
         seconds += time.perf_counter() - begin
@@ -154,6 +156,7 @@ def run_deployment(bench: Workbench, cell: Cell, deployment: Deployment, reward_
                 "changed": generation.changed,
                 "near_ties": generation.near_ties,
                 "guide_passes": generation.guide_passes,
+                **_pieces(generation),
                 **cost,
                 **_scores(row),
             }
@@ -161,7 +164,10 @@ def run_deployment(bench: Workbench, cell: Cell, deployment: Deployment, reward_
         ]
 
     first = policy.open([items[0].prompt], [states[items[0].user_id]]).prepared[0]
-    _in_batches(bench, cell, items, work, {"first_prompt": policy.backbone.encoder.render(first.prompt)})
+    facts = {"first_prompt": policy.backbone.encoder.render(first.prompt)}
+    if not policy.scorable:
+        facts["not_scorable"] = policy.not_scorable
+    in_batches(bench, cell, items, work, facts)
 
 
 def run_behaviour(bench: Workbench, cell: Cell, written: Cell, metric_name: str) -> None:
@@ -218,7 +224,7 @@ def encode_written(bench: Workbench, written: Sequence[Cell], specs: Sequence[Re
                 bench.progress.say(f"  completions for {spec.name}: {error}")
 
 
-def _in_batches(
+def in_batches(
     bench: Workbench,
     cell: Cell,
     items: Sequence[Any],
@@ -261,6 +267,13 @@ def _scores(row: Sequence[Any]) -> dict[str, Any]:
         out[f"coverage_{side}"] = number(scores.coverage)
         out |= {f"{side}_{name}": number(value) for name, value in scores.variants.items()}
     return out
+
+
+def _pieces(generation: Generation) -> dict[str, int | None]:
+    """Return what a search over pieces says of itself; nothing where single tokens are chosen."""
+    if generation.proposed is None:
+        return {}
+    return {name: getattr(generation, name) for name in ("proposed", "distinct", "accepted")}
 
 
 def _shared_cost(run: PolicyRun, seconds: float, forwards: int, tokens: int, rows: int) -> dict[str, float]:

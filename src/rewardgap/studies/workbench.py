@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rewardgap.backbones.features import FeatureCache, PromptLimit
 from rewardgap.backbones.load import load_backbone
+from rewardgap.backbones.serving import is_served, parse_served
 from rewardgap.backbones.traces import TraceCache
 from rewardgap.core.errors import DataError
 from rewardgap.core.records import PreferencePair, Prompt
@@ -16,7 +17,6 @@ from rewardgap.core.seeds import child_seed
 from rewardgap.core.store import content_hash, write_bytes
 from rewardgap.data.base import AuthoredDataset, PreferenceDataset
 from rewardgap.data.catalog import load_dataset
-from rewardgap.decoding.catalog import DECODERS
 from rewardgap.policies.base import GenerationSettings
 from rewardgap.policies.catalog import POLICIES, build_judge
 from rewardgap.policies.chat_models import LocalChat
@@ -229,10 +229,9 @@ class Workbench:
             )
             return policy, self._adapted(policy, card, cell)
         assert reward_cell is not None
-        decoder = DECODERS[deployment.name].build(guidance_weight=deployment.guidance_weight, top_k=deployment.top_k)
         reward = self.fitted(reward_cell, deployment.reward_model)
         assert isinstance(reward, RewardModel)
-        policy = Guided(self.policy, decoder, self.settings, reward=reward, traces=self.traces)
+        policy = Guided(self.policy, deployment.decoder(), self.settings, reward=reward, traces=self.traces)
         return policy, self.states(reward_cell, deployment.reward_model)
 
     def _adapted(self, policy: AdaptedPolicy, card: PolicyCard, cell: Cell) -> dict[str, Any]:
@@ -265,7 +264,10 @@ def retriever_of(deployment: Deployment) -> str | None:
 
 
 def shown_name(name: str) -> str:
-    """Return a model's or a file's name for artefacts: of a path, the last part only."""
+    """Return a model's or a file's name for artefacts: of a path, the last part only; of a served policy, no host."""
+    if is_served(name):
+        given = parse_served(name)
+        return f"{given.route}:{shown_name(given.model)}"
     return (
         Path(name).name
         if "/" in name and (name.startswith(("/", ".", "~", "$", "file:")) or Path(name).exists())

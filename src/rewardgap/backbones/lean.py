@@ -1,0 +1,150 @@
+"""The same network in less time: prepared weights for small batches of tokens, and attention without copied heads.
+
+Nothing here knows an architecture. A guided step sends 10 to 60 tokens through the network at once, and there a plain
+matrix product spends more time arranging the weights than multiplying with them; kept in the order that the processor's
+library wants, they are read once. It is done for networks in float32 on a CPU, while no gradient is wanted. Whether a
+product uses prepared weights depends on its size alone, never on what ran before, so that the same text gets the same
+numbers; see docs/performance.md for what it brings.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SIZES = (16, 32, 64)
+"""Tokens for which weights are prepared; a smaller number is filled up with zeros."""
+FEWEST = 4
+"""Up to three tokens a plain product is as fast."""
+SHARE = 1 / 8
+"""Prepared weights may take this share of the machine's memory, all sizes together; else they are left alone."""
+ATTENTION = "rewardgap_grouped"
+
+
+class PreparedLinear(torch.nn.Linear):
+    """A linear layer that keeps its weights prepared for a few numbers of rows; a network's layers are turned into it.
+
+    Source: MKL's packed products (cblas_sgemm_pack, cblas_sgemm_compute), which torch offers as `mkl::_mkl_linear`.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Return (..., out) of (..., in): that of `torch.nn.Linear`, in float32 to its last digits."""
+        rows = input.numel() // self.in_features
+        if not FEWEST <= rows <= SIZES[-1] or torch.is_grad_enabled() or input.dtype != torch.float32:
+            return super().forward(input)
+        size = next(size for size in SIZES if rows <= size)
+        flat = input.reshape(rows, self.in_features)
+        if rows < size:
+            flat = functional.pad(flat, (0, 0, 0, size - rows))
+        product: torch.Tensor = torch.ops.mkl._mkl_linear(flat, self._prepared(size), self.weight, self.bias, size)
+        return product[:rows].reshape(*input.shape[:-1], self.out_features)
+
+    def _prepared(self, size: int) -> torch.Tensor:
+        # Weights that were written to, or put elsewhere, are prepared anew.
+        state = (self.weight.data_ptr(), self.weight._version)
+        found = self.__dict__.get("_packs")
+        if found is None or found[0] != state:
+            found = self.__dict__["_packs"] = (state, {})
+        packs: dict[int, torch.Tensor] = found[1]
+        if size not in packs:
+            packs[size] = torch.ops.mkl._mkl_reorder_linear_weight(self.weight.detach(), size)
+        return packs[size]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return everything but the prepared weights, which no copy needs and no file can hold."""
+        return {name: value for name, value in self.__dict__.items() if name != "_packs"}
+
+
+def make_lean(model: Any) -> None:
+    """Let a network run faster where it can; its weights, their names and its results stay what they are.
+
+    Args:
+        model: a causal language model of transformers, changed in place.
+    """
+    _group_heads(model)
+    layers = list(_layers(model))
+    bytes_needed = len(SIZES) * sum(layer.weight.numel() * 4 for layer in layers)
+    if layers and bytes_needed <= SHARE * _memory():
+        for layer in layers:
+            layer.__class__ = PreparedLinear
+
+
+def _layers(model: Any) -> Iterator[torch.nn.Linear]:
+    """Yield the linear layers of the decoder that may be prepared; the output head reads one token a row anyway."""
+    if not (torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")):  # type: ignore[no-untyped-call]
+        return
+    for module in model.get_decoder().modules():
+        if type(module) is torch.nn.Linear:
+            weight = module.weight
+            if weight.dtype == torch.float32 and weight.device.type == "cpu":
+                yield module
+
+
+def _memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not a system that tells
+        return 0
+
+
+def _group_heads(model: Any) -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    config = model.config.get_text_config()
+    if getattr(config, "_attn_implementation", None) != "sdpa":
+        return
+    AttentionInterface.register(ATTENTION, grouped_attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    config._attn_implementation = ATTENTION
+
+
+def grouped_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **rest: Any,
+) -> tuple[torch.Tensor, None]:
+    """Return attention in which the queries that share a key head are one longer query, so that no key is copied.
+
+    Args:
+        module: the attention layer.
+        query: (B, H, Q, d).
+        key: (B, G, S, d), H a multiple of G.
+        value: (B, G, S, d).
+        attention_mask: (B, 1, Q, S), True or 0 where a query sees a key; anything else goes to transformers' own.
+        dropout: share of weights dropped; only 0 is done here.
+        scaling: of the products.
+        rest: what transformers passes on.
+
+    Returns:
+        (B, Q, H, d), and None in the place of weights.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    rows, heads, length, width = query.shape
+    groups = key.shape[1]
+    plain = attention_mask is None or attention_mask.ndim != 4 or attention_mask.shape[1] != 1
+    plain = plain or any(rest.get(name) is not None for name in ("position_bias", "cache"))
+    if plain or heads == groups or dropout or torch.is_grad_enabled() or query.device.type != "cpu":
+        out: tuple[torch.Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **rest
+        )
+        return out
+    assert attention_mask is not None
+    share = heads // groups
+    mask = attention_mask[:, :, None].expand(-1, -1, share, -1, -1).flatten(2, 3)
+    folded = functional.scaled_dot_product_attention(
+        query.reshape(rows, groups, share * length, width), key, value, attn_mask=mask, scale=scaling
+    )
+    return folded.reshape(rows, heads, length, width).transpose(1, 2).contiguous(), None

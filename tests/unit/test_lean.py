@@ -1,0 +1,160 @@
+"""The lean forward is the plain one: the same products, the same attention, whatever ran before."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rewardgap.backbones.lean import FEWEST, SIZES, PreparedLinear, grouped_attention, make_lean
+from rewardgap.backbones.session import TrieSession
+from rewardgap.backbones.trie import siblings
+from standins import ARCHITECTURES, as_backbone, tiny_model
+
+needs_mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="prepared products are MKL's")
+
+
+def layer(inputs: int = 24, outputs: int = 30, bias: bool = True, seed: int = 0) -> torch.nn.Linear:
+    torch.manual_seed(seed)
+    made = torch.nn.Linear(inputs, outputs, bias).requires_grad_(False)
+    made.__class__ = PreparedLinear
+    return made
+
+
+@needs_mkl
+@settings(max_examples=60)
+@given(
+    shape=st.lists(st.integers(1, 9), min_size=1, max_size=3), inputs=st.integers(1, 40), outputs=st.integers(1, 40),
+    bias=st.booleans(), seed=st.integers(0, 9),
+)  # fmt: skip
+def test_a_prepared_product_is_the_plain_one(shape, inputs, outputs, bias, seed) -> None:
+    made = layer(inputs, outputs, bias, seed)
+    rows = torch.randn(*shape, inputs)
+    plain = torch.nn.functional.linear(rows, made.weight, made.bias)
+    with torch.no_grad():
+        found = made(rows)
+        assert found.shape == plain.shape
+        torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
+        assert torch.equal(made(rows), found)
+
+
+@needs_mkl
+def test_prepared_sizes_are_used_and_others_are_not() -> None:
+    made = layer()
+    with torch.no_grad():
+        for rows in (1, FEWEST - 1, SIZES[-1] + 1):
+            made(torch.randn(rows, 24))
+        assert "_packs" not in made.__dict__
+        for rows in (FEWEST, SIZES[0], SIZES[0] + 1, SIZES[-1]):
+            made(torch.randn(rows, 24))
+    assert sorted(made.__dict__["_packs"][1]) == sorted(SIZES)
+    made(torch.randn(10, 24, dtype=torch.float32))  # with gradients wanted: the plain product
+    double = layer().double()
+    with torch.no_grad():
+        assert double(torch.randn(10, 24, dtype=torch.float64)).dtype == torch.float64
+    assert "_packs" not in double.__dict__
+
+
+@needs_mkl
+def test_a_row_gets_the_same_bits_in_every_company_and_whatever_ran_before() -> None:
+    fresh, used = layer(64, 96), layer(64, 96)
+    rows = torch.randn(16, 64)
+    with torch.no_grad():
+        for count in (30, 5, 64, 11):
+            used(torch.randn(count, 64))
+        whole = fresh(rows)
+        for count in range(FEWEST, 17):
+            assert torch.equal(used(rows[:count]), whole[:count])
+
+
+@needs_mkl
+def test_weights_that_change_are_prepared_anew() -> None:
+    made, rows = layer(), torch.randn(10, 24)
+    with torch.no_grad():
+        made(rows)
+        made.weight.mul_(2.0)
+        torch.testing.assert_close(made(rows), torch.nn.functional.linear(rows, made.weight, made.bias))
+        made.weight = torch.nn.Parameter(torch.randn(30, 24), requires_grad=False)
+        torch.testing.assert_close(made(rows), torch.nn.functional.linear(rows, made.weight, made.bias))
+        for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+            assert "_packs" not in other.__dict__
+            assert torch.equal(other(rows), made(rows))
+
+
+def test_gradients_flow_through_a_prepared_layer() -> None:
+    made, plain = layer(), torch.nn.Linear(24, 30)
+    plain.load_state_dict(made.state_dict())
+    rows = torch.randn(10, 24, requires_grad=True)
+    (own,) = torch.autograd.grad(made(rows).square().sum(), rows)
+    (other,) = torch.autograd.grad(plain(rows).square().sum(), rows)
+    torch.testing.assert_close(own, other, rtol=0, atol=0)
+
+
+def states(model, tokens: list[list[int]], tails: list[list[int]]) -> torch.Tensor:
+    session = TrieSession(as_backbone(model), len(tokens), 80)
+    session.prefill(tokens)
+    return session.extend([siblings(tail, tip) for tail, tip in zip(tails, session.tips, strict=True)])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@settings(max_examples=10)
+@given(data=st.data())
+def test_a_lean_network_is_the_network(architecture: str, data: st.DataObject) -> None:
+    tokens = data.draw(st.lists(st.lists(st.integers(0, 28), min_size=1, max_size=40), min_size=1, max_size=3))
+    tails = [data.draw(st.lists(st.integers(0, 28), min_size=1, max_size=7)) for _ in tokens]
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-3)):
+        plain = tiny_model(architecture, dtype=dtype)
+        lean = copy.deepcopy(plain)
+        make_lean(lean)
+        assert lean.config.get_text_config()._attn_implementation != plain.config._attn_implementation
+        for row, tail in enumerate(tails):
+            own, other = states(lean, tokens, tails), states(plain, tokens, tails)
+            torch.testing.assert_close(own[row, : len(tail)], other[row, : len(tail)], rtol=tolerance, atol=tolerance)
+        ids, seen = torch.tensor([[1, 2, 3, 0]]), torch.tensor([[1, 1, 1, 0]])
+        with torch.no_grad():  # masks of two dimensions, as transformers builds on by itself
+            own, other = (m(input_ids=ids, attention_mask=seen).logits[:, :3] for m in (lean, plain))
+        torch.testing.assert_close(own, other, rtol=tolerance, atol=tolerance)
+
+
+def test_only_float32_on_a_cpu_is_prepared_and_names_stay() -> None:
+    for dtype, expected in ((torch.float32, torch.backends.mkl.is_available()), (torch.float64, False)):
+        model = tiny_model("llama", dtype=dtype)
+        before = list(model.state_dict())
+        make_lean(model)
+        assert any(isinstance(module, PreparedLinear) for module in model.modules()) == expected
+        assert list(model.state_dict()) == before
+        assert type(model.get_output_embeddings()) is torch.nn.Linear
+
+
+def test_memory_decides_whether_weights_are_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rewardgap.backbones.lean._memory", lambda: 1000)
+    model = tiny_model("llama", dtype=torch.float32)
+    make_lean(model)
+    assert not any(isinstance(module, PreparedLinear) for module in model.modules())
+
+
+@pytest.mark.parametrize("heads", [2, 4])
+@pytest.mark.parametrize("masked", [True, False])
+def test_grouped_attention_is_attention_with_copied_heads(heads: int, masked: bool) -> None:
+    class Layer:
+        num_key_value_groups = heads // 2
+        is_causal = True
+
+    torch.manual_seed(3)
+    query, key, value = torch.randn(2, heads, 5, 8), torch.randn(2, 2, 9, 8), torch.randn(2, 2, 9, 8)
+    mask = (torch.rand(2, 1, 5, 9) < 0.6) | torch.eye(5, 9, dtype=torch.bool) if masked else None
+    copied = [part.repeat_interleave(heads // 2, 1) for part in (key, value)]
+    weights = query @ copied[0].transpose(2, 3) * 0.3
+    if mask is not None:
+        weights = weights.masked_fill(~mask, -torch.inf)
+    else:
+        weights = weights.masked_fill(~torch.ones(5, 9, dtype=torch.bool).tril(), -torch.inf)
+    expected = (torch.softmax(weights, -1) @ copied[1]).transpose(1, 2)
+    with torch.no_grad():
+        own, nothing = grouped_attention(Layer(), query, key, value, mask, scaling=0.3)
+    assert nothing is None
+    torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-5)

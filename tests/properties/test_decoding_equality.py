@@ -41,7 +41,7 @@ def run(
     seeds: list[int] = [],  # noqa: B006
     ahead: LookAhead | None = LOOK_AHEAD,
 ) -> list[Decoded]:
-    room = stop.max_new_tokens + (decoder.top_k or 1)
+    room = 3 * stop.max_new_tokens + (decoder.top_k or 1)
     session = TrieSession(backbone, len(prompts), max(map(len, prompts)) + room)
     return decode(session, session.prefill(prompts), decoder, stop, guide=guide, seeds=seeds, look_ahead=ahead)
 

@@ -14,6 +14,7 @@ from peers.slow_decoding import model_reward, next_log_probs
 from rewardgap.backbones.session import TrieSession
 from rewardgap.backbones.trie import build_trie
 from rewardgap.core.errors import ConfigError, ModelError
+from rewardgap.decoding import look_ahead
 from rewardgap.decoding.args import ArgsGreedy, ArgsStochastic
 from rewardgap.decoding.loop import Decoded, LookAhead, StopRule, decode
 from rewardgap.rewards.guide import BackboneGuide, Guide, PolicyStateGuide, PrefixGuide
@@ -189,3 +190,19 @@ def test_settings_are_checked() -> None:
     for wrong in ({"most": 0}, {"fixed": 0}, {"node_cost": -1.0}, {"node_cost": float("nan")}):
         with pytest.raises(ConfigError, match="look-ahead"):
             LookAhead(**wrong)
+
+
+def test_a_changed_token_that_was_read_beside_the_draft_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row: the policy reads its runners-up with its draft, so a change to one of them costs it no pass."""
+    policy, stop = tiny_backbone("llama"), StopRule((), 20)
+    passes, ids = {}, {}
+    for runners in (0, 2):
+        monkeypatch.setattr(look_ahead, "RUNNERS_UP", runners)
+        guide = BackboneGuide(networks()[0], PROMPTS[:1], DotHead(), WEIGHTS[:1], SCALE, ROOM)  # type: ignore[arg-type]
+        session = TrieSession(policy, 1, 200)
+        tips = session.prefill(PROMPTS[:1])
+        (done,) = decode(session, tips, ArgsGreedy(2.0, 4), stop, guide=guide, look_ahead=LookAhead(fixed=3))
+        passes[runners], ids[runners] = session.forwards, done.ids
+        assert done.changed > 2
+    assert ids[0] == ids[2]
+    assert passes[2] < passes[0]

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from rewardgap.rewards.guide import Guide
 
 NODE_COST = {"cpu": 0.03, "cuda": 0.004}
+RUNNERS_UP = 2
+"""Candidates that the policy reads beside its draft where it decodes one row: three tokens cost no more than one."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,9 @@ class _Draft:
         picks: (A, T) the draft's choice among them.
         lengths: steps by row; what lies beyond is meaningless.
         begin: slot of the first drafted token in the policy's session.
+        width: tokens that were read a step, the draft's first.
+        read: by step and row, the indices of the candidates that were read; the last step's are not.
+        states: by step, (A, width, D) the policy's states there.
     """
 
     fluency: torch.Tensor
@@ -110,6 +115,20 @@ class _Draft:
     picks: torch.Tensor
     lengths: list[int]
     begin: int
+    width: int
+    read: list[list[list[int]]]
+    states: list[torch.Tensor]
+
+    def node(self, row: int, step: int, choice: int) -> int | None:
+        """Return which of a step's read tokens a candidate is; None if it was not read."""
+        if step >= self.lengths[row] - 1 or choice not in self.read[step][row]:
+            return None
+        return self.read[step][row].index(choice)
+
+    def path(self, row: int, steps: int, node: int | None) -> list[int]:
+        """Return the slots of the draft before the last of `steps`, and that of the last where it was read."""
+        slots = [self.begin + step * self.width for step in range(steps - 1)]
+        return slots if node is None else [*slots, self.begin + (steps - 1) * self.width + node]
 
 
 def decode_ahead(
@@ -154,23 +173,36 @@ def decode_ahead(
             seen += n
         if not kept:
             return out
-        session.commit([list(range(draft.begin, draft.begin + n - 1)) for n in taken], draft.begin)
+        picked = choice.tolist()
+        nodes_read = [draft.node(row, n - 1, picked[row][n - 1]) for row, n in enumerate(taken)]
+        session.commit([draft.path(row, n, nodes_read[row]) for row, n in enumerate(taken)], draft.begin)
         guide.commit(paths)
         last = torch.tensor([n - 1 for n in taken], device=choice.device)
         at = torch.arange(len(taken), device=choice.device)
         values = rewards[at, last, choice[at, last]]
         tokens = draft.candidates[at, last, choice[at, last]]
+        known = [
+            None if nodes_read[row] is None else draft.states[taken[row] - 1][row, nodes_read[row]] for row in kept
+        ]
         if len(kept) < len(alive):
             session.select(kept)
             guide.select(kept)
             index = torch.tensor(kept, device=values.device)
             values, tokens = values[index], tokens[index]
             alive = [alive[place] for place in kept]
+        states = _read(session, tokens.tolist(), known)
+
+
+def _read(session: TrieSession, tokens: Sequence[int], known: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    """Return (A, D) states at the tokens taken last: those that are known, and those the policy reads now."""
+    if any(state is None for state in known):
         session.reserve(1)
         begin = session.forest.length
-        blocks = [siblings([token], tip) for token, tip in zip(tokens.tolist(), session.tips, strict=True)]
-        states = session.extend(blocks)[:, 0]
-        session.commit([[begin]] * len(alive), begin)
+        rows = zip(tokens, session.tips, known, strict=True)
+        fresh = session.extend([siblings([token] if state is None else [], tip) for token, tip, state in rows])[:, 0]
+        session.commit([[begin] if state is None else [] for state in known], begin)
+        known = [fresh[row] if state is None else state for row, state in enumerate(known)]
+    return torch.stack([state for state in known if state is not None])
 
 
 def _write(
@@ -184,10 +216,15 @@ def _write(
     lengths: Sequence[int],
 ) -> _Draft:
     """Let the policy write by itself, each row until its length or a token that ends it."""
-    session.reserve(max(lengths))
+    width = 1
+    if len(alive) == 1 and decoder.top_k is not None and session.free > max(lengths) * (1 + RUNNERS_UP):
+        width = min(1 + RUNNERS_UP, decoder.top_k, session.backbone.vocabulary)
+    session.reserve(max(lengths) * width)
     begin, parents, limits = session.forest.length, list(session.tips), list(lengths)
     closers, ends = torch.tensor(stop.closers, device=states.device), set(stop.closers)
     fluency, candidates, picks = [], [], []
+    read: list[list[list[int]]] = []
+    nodes: list[torch.Tensor] = []
     for step in range(max(limits)):
         going = [row for row, limit in enumerate(limits) if step < limit]
         log_probs = session.backbone.log_probs(states)
@@ -210,10 +247,17 @@ def _write(
         further = [step + 1 < limit for limit in limits]
         if not any(further):
             break
-        rows = zip(tokens, parents, further, strict=True)
-        states = session.extend([siblings([token] if goes else [], parent) for token, parent, goes in rows])[:, 0]
-        parents = [begin + step if goes else parent for parent, goes in zip(parents, further, strict=True)]
-    return _Draft(torch.stack(fluency, 1), torch.stack(candidates, 1), torch.stack(picks, 1), limits, begin)
+        chosen = pick.tolist()
+        order = [[at, *[other for other in range(width) if other != at][: width - 1]] for at in chosen]
+        read.append(order)
+        rows = zip(ids.tolist(), order, parents, further, strict=True)
+        blocks = [siblings([row[at] for at in places] if goes else [], parent) for row, places, parent, goes in rows]
+        nodes.append(session.extend(blocks))
+        states = nodes[-1][:, 0]
+        parents = [begin + step * width if goes else parent for parent, goes in zip(parents, further, strict=True)]
+    return _Draft(
+        torch.stack(fluency, 1), torch.stack(candidates, 1), torch.stack(picks, 1), limits, begin, width, read, nodes
+    )
 
 
 def _trees(draft: _Draft) -> tuple[list[Trie], list[list[list[int]]]]:

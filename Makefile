@@ -28,7 +28,8 @@ docs: $(VENV)/.core
 
 bench: $(VENV)/.core
 	mkdir -p benchmarks/results
-	$(BIN)/python benchmarks/primitive.py --json benchmarks/results/primitive.json
+	$(BIN)/rewardgap bench decode --output benchmarks/results/decode.json
+	$(BIN)/rewardgap bench score --output benchmarks/results/score.json
 
 clean:
 	rm -rf $(VENV)

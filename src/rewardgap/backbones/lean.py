@@ -4,7 +4,7 @@ Nothing here knows an architecture. A guided step sends 10 to 60 tokens through 
 matrix product spends more time arranging the weights than multiplying with them; kept in the order that the processor's
 library wants, they are read once. It is done for networks in float32 on a CPU, while no gradient is wanted. Whether a
 product uses prepared weights depends on its size alone, never on what ran before, so that the same text gets the same
-numbers; see docs/performance.md for what it brings.
+numbers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SIZES = (16, 32, 64)
 """Tokens for which weights are prepared; a smaller number is filled up with zeros."""
 FEWEST = 4
-"""Up to three tokens a plain product is as fast."""
+"""Below, weights are used as they are."""
 SHARE = 1 / 8
 """Prepared weights may take this share of the machine's memory, all sizes together; else they are left alone."""
 ATTENTION = "rewardgap_grouped"

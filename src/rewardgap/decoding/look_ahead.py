@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 NODE_COST = {"cpu": 0.03, "cuda": 0.004}
 """Assumed, not measured here: they decide how far is looked ahead, never what is written."""
 RUNNERS_UP = 2
-"""Candidates that the policy reads beside its draft where it decodes one row: a pass of three costs about one of one."""
+"""Candidates that the policy reads beside its draft where it decodes one row: three cost it about as much as one."""
 
 
 @dataclass(frozen=True)

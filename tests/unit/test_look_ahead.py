@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from peers.slow_decoding import model_reward, next_log_probs
 from rewardgap.backbones.session import TrieSession
 from rewardgap.backbones.trie import build_trie
-from rewardgap.core.errors import ConfigError, ModelError
+from rewardgap.core.errors import ConfigError, DataError, ModelError
 from rewardgap.decoding import look_ahead
 from rewardgap.decoding.args import ArgsGreedy, ArgsStochastic
 from rewardgap.decoding.loop import Decoded, LookAhead, StopRule, decode
 from rewardgap.rewards.guide import BackboneGuide, Guide, PolicyStateGuide, PrefixGuide
 from rewardgap.rewards.vocabulary_guide import Stream, VocabularyGuide
-from standins import DotHead, tiny_backbone
+from standins import DotHead, private_copy, tiny_backbone
 
 SCALE, ROOM = 3.0, 400
 PROMPTS = [[1, 2, 3], [(7 * i + 2) % 29 for i in range(23)], [28]]
@@ -206,3 +206,27 @@ def test_a_changed_token_that_was_read_beside_the_draft_is_not_read_again(monkey
         assert done.changed > 2
     assert ids[0] == ids[2]
     assert passes[2] < passes[0]
+
+
+def test_a_draft_does_not_outgrow_what_the_reward_model_can_read() -> None:
+    """The text ends in time; a draft that went on beyond it would not have fitted."""
+    policy, rewarder, prompt = tiny_backbone("llama"), private_copy(networks()[0]), PROMPTS[0]
+
+    def run(ahead: LookAhead | None, ends: tuple[int, ...]) -> Decoded:
+        guide = VocabularyGuide([Stream(rewarder, [prompt])], torch.tensor([[1.0]], dtype=torch.float64), 40)
+        session = TrieSession(policy, 1, 120)
+        tips = session.prefill([prompt])
+        stop = StopRule(ends, 20)
+        return decode(session, tips, ArgsGreedy(1.0, 4), stop, guide=guide, look_ahead=ahead)[0]
+
+    free = run(None, ())
+    place = next(at for at in range(3, 15) if free.ids[at] not in free.ids[:at])
+    ends = (free.ids[place],)
+    rewarder.model.config.max_position_embeddings = len(prompt) + place
+    assert run(None, ends).steps == place + 1
+    for ahead in (2, 3, 8):
+        assert run(LookAhead(fixed=ahead), ends).ids == free.ids[:place]
+    rewarder.model.config.max_position_embeddings -= 1
+    for look in (None, LookAhead(fixed=3)):
+        with pytest.raises(DataError, match="reads"):
+            run(look, ends)

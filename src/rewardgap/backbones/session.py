@@ -113,7 +113,8 @@ class TrieSession:
         The node j of a row's block is at slot `length before the call + j`.
         """
         if not any(block.tokens for block in blocks):
-            return torch.zeros((self.rows, 0, self.backbone.width), dtype=self.backbone.dtype)
+            nothing = (self.rows, 0, self.backbone.width)
+            return torch.zeros(nothing, dtype=self.backbone.dtype, device=self.backbone.device)
         start = self.forest.length
         appended = self.forest.append(blocks)
         self.forwards += 1

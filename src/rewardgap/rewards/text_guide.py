@@ -148,8 +148,12 @@ class TextGuide:
         self.commit([[choice] for choice in choices])
 
     def steps_ahead(self, width: int) -> int:
-        """Return how often `width` candidates are planned to fit behind the longest row."""
-        return max(1, self._session.free // (READ_PER_TOKEN * width))
+        """Return how often `width` candidates are planned to fit in the buffers, and their texts in the context.
+
+        A draft may be longer than the text turns out: what would outgrow the context must not be drafted.
+        """
+        unread = min(self._session.backbone.context - len(row.prompt) - len(row.read) for row in self._rows)
+        return max(1, min(self._session.free // (READ_PER_TOKEN * width), unread // READ_PER_TOKEN))
 
     def tree(self, tries: Sequence[Trie], policy_states: torch.Tensor | None) -> torch.Tensor:
         """Return (B, Q) rewards of the texts that end at the nodes of a trie of the policy's tokens below each tip.

@@ -101,8 +101,16 @@ class VocabularyGuide:
         return sum(stream.backbone.num_weights for stream in self._streams)
 
     def steps_ahead(self, width: int) -> int:
-        """Return how many tokens fit behind the longest row, its pending one left out."""
-        return max(1, min(session.free for session in self._sessions))
+        """Return for how many steps there is room in the buffers and in what the networks were made to read.
+
+        A draft may be longer than the text turns out: what would outgrow the context must not be drafted.
+        """
+        pending = int(any(token is not None for token in self._pending))
+        left = [
+            min(session.free - pending, session.backbone.context - max(lengths) - pending) + 1
+            for session, lengths in zip(self._sessions, self._lengths, strict=True)
+        ]
+        return max(1, min(left))
 
     @torch.no_grad()
     def tree(self, tries: Sequence[Trie], policy_states: torch.Tensor | None) -> torch.Tensor:

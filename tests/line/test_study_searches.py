@@ -14,7 +14,8 @@ from command import lines, ok, refused, write_rows
 from rewardgap.core.results import KEY_COLUMNS
 from rewardgap.decoding.best_of_n import BestOfN
 from rewardgap.decoding.catalog import DECODERS
-from rewardgap.studies.spec import expand, parse_study
+from rewardgap.studies.deployments import expand
+from rewardgap.studies.spec import parse_study
 
 STUDY: dict[str, Any] = {
     "name": "searches",
@@ -123,6 +124,11 @@ def test_a_second_run_finds_everything(finished: tuple[Path, Path]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REWARDGAP_CACHE", str(cache))
         assert "0 of" in ok("run", out.parent / "searches.yaml", "--output", out, *ONE).output
+
+
+def test_the_study_in_a_results_folder_is_the_study(finished: tuple[Path, Path]) -> None:
+    held = yaml.safe_load((finished[0] / "study.yaml").read_text(encoding="utf-8"))
+    assert expand(parse_study(held)) == expand(parse_study(STUDY))
 
 
 def test_options_at_their_defaults_name_nothing() -> None:

@@ -15,7 +15,8 @@ from rewardgap.cli.app import app
 from rewardgap.core.results import StudyResults
 from rewardgap.report.markdown import study_markdown
 from rewardgap.report.tables import markdown_table
-from rewardgap.studies.run import check_names
+from rewardgap.studies.deployments import expand
+from rewardgap.studies.run import check_names, study_yaml
 from rewardgap.studies.spec import load_study
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +55,18 @@ def test_studies_name_what_there_is(path: Path) -> None:
     study = load_study(path)
     check_names(study)
     assert study.name == path.stem
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "studies").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_a_study_that_was_written_out_is_the_study(path: Path, tmp_path: Path) -> None:
+    """What a results folder holds, and what --print-study prints, can be run again."""
+    study = load_study(path)
+    written = tmp_path / "study.yaml"
+    written.write_text(study_yaml(study), encoding="utf-8")
+    again = load_study(written)
+    assert expand(again) == expand(study)
+    assert again.model_dump() == study.model_dump()
+    assert study_yaml(again) == study_yaml(study)
 
 
 def test_the_page_of_benchmarks_holds_their_figures(monkeypatch: pytest.MonkeyPatch) -> None:

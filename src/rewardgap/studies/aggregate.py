@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from rewardgap.core.results import Stage
     from rewardgap.data.partition import Split
     from rewardgap.studies.cells import Cell
+    from rewardgap.studies.deployments import Deployment
     from rewardgap.studies.run import Finished
-    from rewardgap.studies.spec import Deployment, RewardModelSpec
+    from rewardgap.studies.spec import RewardModelSpec
 
 SCORE_PREFIX = "chosen_"
 ALWAYS = ("empty_rate", "length_ratio")

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from rewardgap.stats.bootstrap import Estimate
     from rewardgap.studies.aggregate import Tables
     from rewardgap.studies.cells import Cell
-    from rewardgap.studies.spec import Deployment, RewardModelSpec
+    from rewardgap.studies.deployments import Deployment
+    from rewardgap.studies.spec import RewardModelSpec
 
 FEWEST_MODELS = 6
 STAGE_PAIRS = (

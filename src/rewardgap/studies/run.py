@@ -26,18 +26,19 @@ from rewardgap.rewards.catalog import build_head
 from rewardgap.rewards.model import check_fit_settings
 from rewardgap.studies import controls, stages
 from rewardgap.studies.cells import Cell
+from rewardgap.studies.deployments import expand
 from rewardgap.studies.environment import environment
 from rewardgap.studies.methods import METHODS, config_of, steers
 from rewardgap.studies.served import check_served
-from rewardgap.studies.spec import expand
 from rewardgap.studies.workbench import Workbench, deal, retriever_of, shown_name, split_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from rewardgap.studies.deployments import Deployment
     from rewardgap.studies.progress import Progress
-    from rewardgap.studies.spec import Deployment, RewardModelSpec, StudySpec
+    from rewardgap.studies.spec import RewardModelSpec, StudySpec
     from rewardgap.studies.workbench import StudyPairs
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rewardgap.backbones.serving import is_served, parse_served
 from rewardgap.core.errors import ConfigError
 from rewardgap.policies.catalog import POLICIES
-from rewardgap.studies.spec import expand
+from rewardgap.studies.deployments import expand
 from rewardgap.studies.workbench import shown_name
 
 if TYPE_CHECKING:

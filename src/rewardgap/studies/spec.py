@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import itertools
-import json
 import math
 import os
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import (
@@ -27,27 +25,26 @@ from pydantic import (
 from rewardgap.core.errors import ConfigError, UnknownNameError
 from rewardgap.data.protocols import PROTOCOLS
 from rewardgap.data.sides import CUT_FORMS, share_before
-from rewardgap.decoding.catalog import DECODERS, build_decoder
-from rewardgap.studies.methods import mode_of, steers
-
-if TYPE_CHECKING:
-    from rewardgap.decoding.base import Decoder
+from rewardgap.decoding.catalog import DECODERS
+from rewardgap.studies.methods import mode_of
 
 PAIRING_RULES = ("closest", "generated", "other_user")
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """A part of a study: a key that is not known is an error, and a value does not change."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class DataSpec(_Part):
+class DataSpec(Part):
     """Which dataset, and its options."""
 
     name: str = Field(description="name in the catalogue of datasets")
     options: dict[str, Any] = Field(default_factory=dict, description="what the loader takes, for example path")
 
 
-class PairingSpec(_Part):
+class PairingSpec(Part):
     """How authored texts become preference pairs."""
 
     rule: Literal["closest", "generated", "other_user"] = Field("closest", description="named rule")
@@ -55,7 +52,7 @@ class PairingSpec(_Part):
     tries: int = Field(4, ge=1, description="draws of two samples before a pair without a difference is dropped")
 
 
-class SplitSpec(_Part):
+class SplitSpec(Part):
     """Who is trained on and who is adapted to: a file, a published protocol, or a draw by the other options."""
 
     file: str | None = Field(None, min_length=1, description="a split saved before, instead of a draw")
@@ -124,7 +121,7 @@ class SplitSpec(_Part):
         return named or {key: value for key, value in dump(self).items() if key not in ("file", "protocol")}
 
 
-class GenerationSpec(_Part):
+class GenerationSpec(Part):
     """Lengths, the same for every deployment."""
 
     max_prompt_tokens: int | None = Field(None, ge=8, description="longest prompt without demonstrations")
@@ -134,7 +131,7 @@ class GenerationSpec(_Part):
     on_long: Literal["error", "truncate_prompt"] = Field("error", description="what happens to a longer prompt")
 
 
-class RewardModelSpec(_Part):
+class RewardModelSpec(Part):
     """One reward model."""
 
     method: str = Field(description="name in the catalogue of methods")
@@ -160,7 +157,7 @@ class RewardModelSpec(_Part):
         return mode_of(self.method, self.fit_mode)
 
 
-class DeploymentSpec(_Part):
+class DeploymentSpec(Part):
     """One line of deployments; lists are expanded into all combinations."""
 
     policy: str | None = Field(None, description="a deployment without reward model: zero_shot, icl, icl_rag, ...")
@@ -179,7 +176,7 @@ class DeploymentSpec(_Part):
         if (self.policy is None) == (self.decoder is None):
             raise ValueError("give either policy (zero_shot, icl, icl_rag) or decoder (args_greedy, ...)")
         for name, fewest in (("top_k", 1), ("num_demonstrations", 0)):
-            if any(number is not None and number < fewest for number in _listed(getattr(self, name))):
+            if any(number is not None and number < fewest for number in listed(getattr(self, name))):
                 raise ValueError(f"{name} must be at least {fewest}")
         other = {"num_demonstrations", "retriever"} if self.decoder else {"guidance_weight", "top_k", "reward_models"}
         useless = sorted(other & self.model_fields_set)
@@ -190,8 +187,31 @@ class DeploymentSpec(_Part):
             raise ValueError("an empty list runs nothing; leave the key out or give values")
         return self
 
+    @model_serializer(mode="wrap")
+    def _what_applies(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return the keys that the kind of line has, so that a study that was written out can be read back."""
+        value: dict[str, Any] = dump(self)
+        if self.decoder is None:
+            return {key: value[key] for key in ("policy", "num_demonstrations", "retriever", "options")}
+        kept = {key: value[key] for key in ("decoder", "reward_models", "options")}
+        own = decoder_defaults(self.decoder) if self.decoder in DECODERS.names() else {}
+        weights = {key: value[key] if key in self.model_fields_set else own[key] for key in WEIGHTS if key in own}
+        # What is given and the decoder does not have stays: reading it back is refused like the first time.
+        return kept | {key: value[key] for key in WEIGHTS if key in self.model_fields_set} | weights
 
-class ControlSpec(_Part):
+
+WEIGHTS = ("guidance_weight", "top_k")
+"""Options of decoders that have columns of their own in results."""
+
+
+def decoder_defaults(name: str) -> dict[str, Any]:
+    """Return the default of each option of a decoder."""
+    card = DECODERS[name]
+    entries = inspect.signature(card.build).parameters.items()
+    return {option: entry.default for option, entry in entries if option in card.options}
+
+
+class ControlSpec(Part):
     """Checks with a known answer."""
 
     shuffled_labels: int = Field(20, ge=0, description="refits of every frozen reward model on shuffled labels")
@@ -199,7 +219,7 @@ class ControlSpec(_Part):
     synthetic_text: bool = Field(True, description="oracle guidance and the swap test where the truth is known")
 
 
-class StudySpec(_Part):
+class StudySpec(Part):
     """A whole study."""
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="also the results folder")
@@ -218,41 +238,6 @@ class StudySpec(_Part):
     controls: ControlSpec = Field(default_factory=ControlSpec)
     resamples: int = Field(2000, ge=1, description="bootstrap resamples")
     samples: int = Field(24, ge=0, description="query prompts shown in the report")
-
-
-class Deployment(_Part):
-    """One deployment after expansion: the settings that name it."""
-
-    kind: Literal["policy", "guided"]
-    name: str
-    reward_model: RewardModelSpec | None = None
-    guidance_weight: float | None = None
-    top_k: int | None = None
-    retriever: str | None = None
-    shots: int | None = None
-    options: dict[str, Any] = Field(default_factory=dict)
-
-    @property
-    def decoder_name(self) -> str:
-        """Return a decoder's name in results: with the options by which it differs from its defaults."""
-        return " ".join([self.name, *(f"{name}={_shown(value)}" for name, value in self.options.items())])
-
-    @property
-    def decoder_title(self) -> str:
-        """Return a decoder's name with its weight and its candidates, where it has them."""
-        weight = "" if self.guidance_weight is None else f" λ={self.guidance_weight:g}"
-        width = "" if self.top_k is None else f" k={self.top_k}"
-        return f"{self.decoder_name}{weight}{width}"
-
-    def decoder(self) -> Decoder:
-        """Return the decoder of a guided deployment.
-
-        Raises:
-            UnknownNameError: if there is no such decoder.
-            ConfigError: if it has no such option, or a value is out of range.
-        """
-        own = {"guidance_weight": self.guidance_weight, "top_k": self.top_k}
-        return build_decoder(self.name, **{k: v for k, v in own.items() if v is not None}, **self.options)
 
 
 def load_study(path: str | Path, overrides: list[str] | None = None) -> StudySpec:
@@ -296,92 +281,8 @@ def parse_study(value: dict[str, Any], where: str = "study") -> StudySpec:
         raise ConfigError(f"{where}: " + " ".join(_problem(item) for item in error.errors())) from error
 
 
-def expand(study: StudySpec) -> list[Deployment]:
-    """Return every deployment of a study, in order, each once.
-
-    Raises:
-        ConfigError: if a guided deployment names a reward model that the study does not have.
-    """
-    out: dict[str, Deployment] = {}
-    for spec in study.deployments:
-        if spec.policy is not None:
-            shots = _listed(spec.num_demonstrations)
-            made = [
-                Deployment(
-                    kind="policy", name=spec.policy, shots=number, retriever=spec.retriever, options=spec.options
-                )
-                for number in shots
-            ]
-        else:
-            assert spec.decoder is not None
-            models = _steering(study, spec)
-            grid = itertools.product(models, *_grid(spec))
-            made = [
-                Deployment(
-                    kind="guided", name=spec.decoder, reward_model=model, guidance_weight=weight, top_k=k, options=own
-                )
-                for model, weight, k, own in grid
-            ]
-        out.update({deployment.model_dump_json(): deployment for deployment in made})
-    return list(out.values())
-
-
-def _steering(study: StudySpec, spec: DeploymentSpec) -> list[RewardModelSpec]:
-    able = [model for model in study.reward_models if steers(model.method)]
-    if not able:
-        raise ConfigError(f"decoder '{spec.decoder}' needs a reward model; list some under reward_models.")
-    if spec.reward_models is None:
-        return able
-    judges = [m.name for m in study.reward_models if m not in able and {m.name, m.method} & set(spec.reward_models)]
-    if judges:
-        raise ConfigError(
-            f"deployment '{spec.decoder}' names {judges[0]}, which ranks whole texts and rewards no token; "
-            "leave it out: it ranks pairs and judges what the others write."
-        )
-    known = {name for model in able for name in (model.name, model.method)}
-    unknown = [name for name in spec.reward_models if name not in known]
-    if unknown:
-        raise ConfigError(
-            f"deployment '{spec.decoder}' names reward model '{unknown[0]}', which reward_models does not list: "
-            f"{', '.join(sorted(known))}."
-        )
-    return [m for m in able if m.name in spec.reward_models or m.method in spec.reward_models]
-
-
-def _grid(spec: DeploymentSpec) -> tuple[list[Any], list[Any], list[dict[str, Any]]]:
-    """Return the guidance weights, the numbers of candidates and the options of a line of guided deployments.
-
-    A decoder without one of the first two has None for it. Options at their defaults are left out: they name nothing.
-    """
-    assert spec.decoder is not None
-    card = DECODERS[spec.decoder]
-    named = ("guidance_weight", "top_k")
-    for name in named:
-        if name in spec.options:
-            raise ConfigError(f"deployment '{spec.decoder}': {name} stands beside options, not among them.")
-        if name in spec.model_fields_set and name not in card.options:
-            known = ", ".join(option for option in card.options) or "none"
-            raise ConfigError(f"decoder '{spec.decoder}' has no option '{name}'. Known: {known}.")
-    own = {name: entry.default for name, entry in inspect.signature(card.build).parameters.items()}
-    weights, widths = (
-        [None]
-        if name not in card.options
-        else _listed(getattr(spec, name) if name in spec.model_fields_set else own[name])
-        for name in named
-    )
-    rows = itertools.product(*map(_listed, spec.options.values()))
-    changed = [
-        {name: value for name, value in zip(spec.options, row, strict=True) if name not in own or own[name] != value}
-        for row in rows
-    ]
-    return weights, widths, list({_shown(row): row for row in changed}.values())
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
-
-
-def _listed(value: Any) -> list[Any]:
+def listed(value: Any) -> list[Any]:
+    """Return a setting that may be one value or several as several."""
     return value if isinstance(value, list) else [value]
 
 

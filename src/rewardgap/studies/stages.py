@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from rewardgap.policies.base import Generation, PolicyRun
     from rewardgap.studies.cells import Cell
-    from rewardgap.studies.spec import Deployment, RewardModelSpec
+    from rewardgap.studies.deployments import Deployment
+    from rewardgap.studies.spec import RewardModelSpec
     from rewardgap.studies.workbench import QueryItem, Workbench
 
 

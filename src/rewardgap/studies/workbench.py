@@ -25,8 +25,9 @@ from rewardgap.policies.zero_shot import zero_shot
 from rewardgap.rewards.build import load_reward_model, reward_model
 from rewardgap.rewards.model import RewardModel
 from rewardgap.studies.cells import Cell, CellFolder
+from rewardgap.studies.deployments import expand
 from rewardgap.studies.methods import load_ranker_states, steers
-from rewardgap.studies.spec import expand, filled
+from rewardgap.studies.spec import filled
 from rewardgap.studies.splitting import draw_split
 
 if TYPE_CHECKING:
@@ -37,9 +38,10 @@ if TYPE_CHECKING:
     from rewardgap.policies.base import AdaptedPolicy
     from rewardgap.policies.cards import PolicyCard
     from rewardgap.rewards.states import UserState
+    from rewardgap.studies.deployments import Deployment
     from rewardgap.studies.methods import Ranker
     from rewardgap.studies.progress import Progress
-    from rewardgap.studies.spec import Deployment, RewardModelSpec, StudySpec
+    from rewardgap.studies.spec import RewardModelSpec, StudySpec
 
 
 @dataclass(frozen=True)

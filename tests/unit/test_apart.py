@@ -16,8 +16,8 @@ from rewardgap.core.errors import ConfigError
 from rewardgap.core.records import PreferencePair
 from rewardgap.decoding.args import ArgsGreedy
 from rewardgap.decoding.loop import StopRule, decode
-from rewardgap.policies.base import score_completion
 from rewardgap.policies.guided import guided
+from rewardgap.policies.run import score_completion
 from rewardgap.rewards.apart import ApartModel, apart_states
 from rewardgap.rewards.build import reward_model
 from standins import ARCHITECTURES, text_backbone

@@ -14,7 +14,7 @@ from rewardgap.backbones.traces import NODES_PER_ROW, node_states, policy_traces
 from rewardgap.backbones.trie import Block, build_trie, chain
 from rewardgap.bench.timing import ratio, seconds
 from rewardgap.core.errors import ConfigError
-from rewardgap.policies.base import score_completion
+from rewardgap.policies.run import score_completion
 from rewardgap.rewards.guide import close_ends
 
 if TYPE_CHECKING:

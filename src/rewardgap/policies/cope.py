@@ -10,8 +10,9 @@ import torch
 from rewardgap.backbones.row_adapters import AdapterHost
 from rewardgap.core.errors import ConfigError, DataError
 from rewardgap.decoding.contrast import Contrast, contrast_traces
-from rewardgap.policies.base import AdaptedPolicy, GenerationSettings, PolicyRun, Scores, score_completion
+from rewardgap.policies.base import AdaptedPolicy, GenerationSettings
 from rewardgap.policies.cards import PolicyCard
+from rewardgap.policies.run import PolicyRun, Scores, score_completion
 from rewardgap.policies.user_training import OwnText, TrainingSettings, UserTrainer, is_number
 from rewardgap.rewards.base import meaning
 from rewardgap.rewards.states import UserState, state_from_bytes, state_to_bytes
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from rewardgap.backbones.traces import Trace, TraceCache
     from rewardgap.core.records import PreferencePair, Prompt
     from rewardgap.decoding.outcome import Watch
-    from rewardgap.policies.base import Generation
+    from rewardgap.policies.run import Generation
     from rewardgap.rewards.guide import NodeRewards
 
 

@@ -8,7 +8,7 @@ from rewardgap.core.errors import ConfigError
 from rewardgap.decoding.args import ArgsGreedy
 from rewardgap.decoding.base import Search
 from rewardgap.decoding.look_ahead import LOOK_AHEAD
-from rewardgap.policies.base import AdaptedPolicy, GenerationSettings, PolicyRun
+from rewardgap.policies.base import AdaptedPolicy, GenerationSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rewardgap.backbones.traces import Trace, TraceCache
     from rewardgap.core.records import PreferencePair, Prompt
     from rewardgap.decoding.base import Decoder
+    from rewardgap.policies.run import PolicyRun
     from rewardgap.rewards.guide import Guide, NodeRewards
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from rewardgap.core.errors import ConfigError, DataError
 from rewardgap.core.records import Message, Prompt, prompt_messages
 from rewardgap.decoding.plain import Greedy
-from rewardgap.policies.base import AdaptedPolicy, GenerationSettings, Prepared, own_text
+from rewardgap.policies.base import AdaptedPolicy, GenerationSettings, own_text
 from rewardgap.policies.cards import PolicyCard
+from rewardgap.policies.run import Prepared
 from rewardgap.retrieval.catalog import RETRIEVERS
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from rewardgap.core.records import Message, Prompt, pair_to_json, prompt_message
 from rewardgap.core.store import canonical_json
 from rewardgap.decoding.plain import Greedy
 from rewardgap.policies.asking import LABELS, PairAsker, most_that_fit
-from rewardgap.policies.base import AdaptedPolicy, GenerationSettings, Prepared
+from rewardgap.policies.base import AdaptedPolicy, GenerationSettings
 from rewardgap.policies.cards import PolicyCard
 from rewardgap.policies.chat_models import LocalChat
 from rewardgap.policies.in_context import Demonstrations, InContext, with_demonstrations
@@ -22,6 +22,7 @@ from rewardgap.policies.judge_states import (
     persona_to_json,
 )
 from rewardgap.policies.persona_writing import DEMONSTRATIONS, DEVIATIONS, PersonaSettings, PersonaWriter
+from rewardgap.policies.run import Prepared
 from rewardgap.rewards.base import meaning
 from rewardgap.rewards.fitting import check_choice
 

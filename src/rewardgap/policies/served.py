@@ -9,13 +9,14 @@ from rewardgap.core.errors import ConfigError, ModelError, NotScorableError
 from rewardgap.core.seeds import child_seed
 from rewardgap.decoding.outcome import Decoded, StopRule, Watch
 from rewardgap.decoding.plain import Greedy, Sample
-from rewardgap.policies.base import AdaptedPolicy, Generation, PolicyRun, Prepared, Scores
+from rewardgap.policies.run import Generation, PolicyRun, Prepared, Scores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rewardgap.backbones.traces import Trace
     from rewardgap.core.records import Prompt
+    from rewardgap.policies.base import AdaptedPolicy
 
 
 class ServedRun(PolicyRun):

@@ -21,7 +21,7 @@ from rewardgap.studies.workbench import split_ids
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from rewardgap.policies.base import Generation, PolicyRun
+    from rewardgap.policies.run import Generation, PolicyRun
     from rewardgap.studies.cells import Cell
     from rewardgap.studies.deployments import Deployment
     from rewardgap.studies.spec import RewardModelSpec

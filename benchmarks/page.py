@@ -1,4 +1,6 @@
-"""Writes docs/results/benchmarks.md from the figures under benchmarks/results; a test holds that the page is theirs.
+"""Writes docs/results/benchmarks.md and the tables of docs/performance.md from the figures under benchmarks/results.
+
+A test holds that the pages are theirs.
 
 python benchmarks/page.py
 """
@@ -12,6 +14,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "results" / "benchmarks.md"
+PERFORMANCE = ROOT / "docs" / "performance.md"
 NOTICE = "<!-- Written by `python benchmarks/page.py` from benchmarks/results; change those figures, not this page. -->"
 
 
@@ -76,6 +79,106 @@ def train(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def spread(ratio: dict[str, float], places: int = 2) -> str:
+    return f"{ratio['median']:.{places}f} ({ratio['low']:.{places}f} to {ratio['high']:.{places}f})"
+
+
+def readings(found: dict[str, Any], name: str) -> float:
+    """Return how often a way must read the policy's weights a step, the reward model's counted in theirs."""
+    way, _, how = name.partition(", ")
+    if not way.startswith("guided") or how == "shared backbone":
+        return 1.0
+    k = way.rpartition("=")[2]
+    ahead = {"look-ahead": k, "step by step": None}.get(how, f"{k}, {how}")
+    passes = 1.0 if ahead is None else 1 / found["look_ahead"][ahead]["tokens_a_pass"]
+    return 1 + passes * float(found["reward_share"])
+
+
+def decode(found: dict[str, Any]) -> str:
+    sizes, ways, read_once = found["sizes"], found["ways"], "weights read once"
+    lines = [
+        "`rewardgap bench decode --k 10 40 --against args reencode --data authored --data-set path=... "
+        "--data-set task=commit_subject --json benchmarks/results/decode.json`: "
+        f"{found['policy']} steered by a reward model of its size, prompts of up to {max(sizes['prompt_tokens'])} "
+        f"tokens ({found['data']}), {sizes['tokens']} new tokens, {sizes['rounds']} turns each with another prompt. "
+        f"{machine(found)}. A token's time leaves the prompt out.",
+        "",
+        "| way | ms a token | time, transformers' greedy search = 1 | readings of the policy's weights a token "
+        "| time, its readings alone = 1 |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    once = ways[read_once]["milliseconds_a_token"]
+    for name, way in ways.items():
+        ratio = found["ratios"].get(f"{name} / transformers greedy")
+        if ratio is None:
+            continue
+        rows = sizes["batch"] if "batch of" in name else 1
+        limit = once * readings(found, name)
+        each = {key: value / rows for key, value in ratio.items() if key != "rounds"}
+        lines.append(
+            f"| {name} | {way['milliseconds_a_token'] / rows:.1f} | {spread(each)} | "
+            f"{readings(found, name) / rows:.2f} | {way['milliseconds_a_token'] / limit:.2f} |"
+        )
+    lines += ["", *(f"- k = {k}: {ahead(row)}" for k, row in found["look_ahead"].items())]
+    slow = {name: way for name, way in ways.items() if way["tokens_measured"] < sizes["tokens"]}
+    if slow:
+        lines += [
+            "",
+            "Against published ways, with the prompt; theirs is measured over "
+            f"{sizes['slow_steps']} tokens and extrapolated to {sizes['tokens']}:",
+            "",
+            "| way | its time, look-ahead guidance = 1: a text with its prompt | a token |",
+            "| --- | ---: | ---: |",
+        ]
+    for name in slow:
+        own = f"{name} / guided k={name.rpartition('=')[2]}, look-ahead"
+        text, token = (found["ratios"][f"{own}, {part}"] for part in ("a text with its prompt", "a token"))
+        title = {"args": "ARGS as published", "reencode": "every candidate read anew"}[name.partition(" ")[0]]
+        lines.append(f"| {title}, {name.partition(' ')[2]} | {spread(text, 1)} | {spread(token, 1)} |")
+    return "\n".join(lines)
+
+
+def ahead(row: dict[str, float]) -> str:
+    return (
+        f"guidance changed {100 * row['changed']:.0f} % of the tokens; {row['tokens_a_pass']:.2f} tokens for each pass "
+        f"of the reward model, {row['drafted_a_token']:.2f} drafted for each that was kept."
+    )
+
+
+def score(found: dict[str, Any]) -> str:
+    sizes, ratios, differences = found["sizes"], found["ratios"], found["largest_difference"]
+    weights = ratios[f"{sizes['weights']} weights / one"]
+    rows = [
+        (f"a pair, prompt of {sizes['prompt']} and completions of {sizes['completion']} tokens", "two passes",
+         ratios["pair, two passes / packed"], differences["pair"]),
+        (f"rewards at {sizes['positions']} prefixes", "one sequence each",
+         ratios["prefixes, one by one / packed"], differences["prefixes"]),
+        (f"rewards of {sizes['top_k']} candidates at {sizes['positions']} positions", "one sequence each",
+         ratios["candidates, one by one / packed"], differences["candidates"]),
+    ]  # fmt: skip
+    lines = [
+        "`rewardgap bench score --data authored --data-set path=... --data-set task=commit_subject --json "
+        f"benchmarks/results/score.json`: {found['policy']}, {sizes['rounds']} turns. Slow ways are measured over "
+        f"{sizes['sequences_measured']} sequences, evenly spaced, and extrapolated. {machine(found)}.",
+        "",
+        "| what is scored | against | its time, packed = 1 | largest difference of a reward |",
+        "| --- | --- | ---: | ---: |",
+        *(f"| {what} | {against} | {spread(ratio)} | {worst:.0e} |" for what, against, ratio, worst in rows),
+        "",
+        f"{sizes['weights']} guidance weights take {spread(weights)} times the time of one.",
+    ]
+    return "\n".join(lines)
+
+
+def tables(page: str) -> str:
+    """Return the page with its tables put between their markers."""
+    for name, write in {"decode": decode, "score": score}.items():
+        before, rest = page.split(f"<!-- {name} -->")
+        after = rest.split(f"<!-- end of {name} -->")[1]
+        page = f"{before}<!-- {name} -->\n{write(read(name))}\n<!-- end of {name} -->{after}"
+    return page
+
+
 def render() -> str:
     parts = {"heads": heads, "train": train}
     measured = [write(read(name)) for name, write in parts.items() if (RESULTS / f"{name}.json").exists()]
@@ -84,3 +187,4 @@ def render() -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(render(), encoding="utf-8")
+    PERFORMANCE.write_text(tables(PERFORMANCE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -9,7 +9,7 @@ import torch
 
 from rewardgap.backbones.hf import Backbone
 from rewardgap.backbones.lora import LoraSettings
-from rewardgap.core.records import PreferencePair
+from rewardgap.core.records import Message, PreferencePair
 from rewardgap.rewards.autoregressive import AutoregressiveModel
 from rewardgap.rewards.build import reward_model
 from rewardgap.rewards.states import UserState
@@ -23,6 +23,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "genarm_relative": ("genarm", {"relative": True, "num_user_tokens": 2, "prompt_form": "individual"}),
     "genarm_mixture": ("genarm", {"form": "mixture", "num_bases": 2}),
     "genarm_global": ("genarm", {"form": "global"}),
+    "farma": ("farma", {"num_user_tokens": 3}),
+    "farma_individual": ("farma", {"form": "individual", "num_user_tokens": 2, "backup_top_k": None}),
+    "pad": ("pad", {"num_examples": 2, "text_tokens": 150}),
+    "pad_same": ("pad", {"num_examples": 2, "text_tokens": 150, "ref": "same", "generic_share": 0.3}),
 }
 TEXTS = ["red", "red and blue", "the light of winter", "garden", "", "<|im_end|>", "stone stone", "é"]
 PAIRS = [
@@ -40,7 +44,8 @@ def build(variant: str, *, base: Backbone | None = None) -> AutoregressiveModel:
     """Return a model that is not fitted, in float64, with dropout in its settings and few steps of adaptation."""
     method, options = VARIANTS[variant]
     backbone = base if base is not None else text_backbone("llama")
-    model = reward_model(method, backbone, lora=LoraSettings(4, 8, 0.2), adapt_steps=5, **options)
+    steps = {} if method == "pad" else {"adapt_steps": 5}
+    model = reward_model(method, backbone, lora=LoraSettings(4, 8, 0.2), **steps, **options)
     assert isinstance(model, AutoregressiveModel)
     return model
 
@@ -48,6 +53,21 @@ def build(variant: str, *, base: Backbone | None = None) -> AutoregressiveModel:
 def fitted(variant: str) -> AutoregressiveModel:
     """Return a model whose adapters and soft prompts have gone far from where they began."""
     return build(variant).fit(PAIRS, seed=1, epochs=2, batch_size=5, learning_rate=2e-2)
+
+
+def plain_values(head: Any, network: Backbone, vectors: torch.Tensor, start: tuple[int, ...], ids: list[int]) -> Any:
+    """Return (T + 1, V) values of every next token along ids, from one unpacked forward, one number at a time."""
+    table, weight = head.table, network.model.get_output_embeddings().weight.detach()
+    embedded = network.model.get_input_embeddings()(torch.tensor([*start, *ids]))
+    whole = torch.cat([vectors.to(embedded), embedded])[None]
+    with torch.no_grad():
+        output = network.model(inputs_embeds=whole, use_cache=False, output_hidden_states=True)
+    states = output.hidden_states[-1][0, len(vectors) + len(start) - 1 :]
+    unit, width = float(weight.square().mean().sqrt()), weight.shape[1]
+    columns = table.prefix_weights + (weight / (width * unit)) @ table.token_weights
+    return torch.stack(
+        [columns @ (table.directions @ (state / state.square().mean().sqrt())) / width**0.5 for state in states]
+    )
 
 
 def plain_laws(model: Any, vectors: torch.Tensor, prompt: tuple[int, ...], ids: list[int]) -> torch.Tensor:
@@ -58,13 +78,28 @@ def plain_laws(model: Any, vectors: torch.Tensor, prompt: tuple[int, ...], ids: 
     return torch.log_softmax(logits[len(vectors) + len(prompt) - 1 :], -1)
 
 
+def told_prompt(model: Any, state: UserState, prompt: str) -> tuple[int, ...]:
+    """Return the ids of a prompt with the text that a state of PAD holds, as a system turn written out."""
+    encoder = model.base.encoder
+    text = encoder.decode([index for index in state.values["text"].tolist() if index >= 0])
+    return encoder.encode_prompt((Message("system", text), Message("user", prompt)))
+
+
 def plain_token_rewards(model: AutoregressiveModel, state: UserState, prompt: str, ids: list[int]) -> torch.Tensor:
     """Return (T + 1, V) rewards of every next token along ids after a prompt, in units of the scale."""
     head = model.head
-    start = model.base.encoder.encode_prompt(prompt)
+    start = told = model.base.encoder.encode_prompt(prompt)
+    if model.method == "pad":
+        told = told_prompt(model, state, prompt)
+        start = told if head.ref == "same" else start
     vectors, weights = (part[0].detach() for part in head.condition([state]))
+    if model.method == "farma":
+        laws = plain_values(head, model.networks.adapted[0], vectors, start, ids)
+        # What a token adds: its value, less that of the prefix before it; the bare prompt's is 0.
+        before = [0.0, *(float(laws[t, token]) for t, token in enumerate(ids))]
+        return (laws - torch.tensor(before, dtype=laws.dtype)[:, None]) / head.reward_scale
     laws = sum(
-        float(weight) * plain_laws(network.model, vectors, start, ids)
+        float(weight) * plain_laws(network.model, vectors, told, ids)
         for weight, network in zip(weights, model.networks.adapted, strict=True)
     )
     if head.relative:

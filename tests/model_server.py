@@ -85,7 +85,12 @@ class TinyServer:
                 order = np.argsort(-log_probs, kind="stable")
                 # As the local sampler walks: candidates best first, the whole vocabulary by id.
                 order = order[: request["top_k"]] if request["top_k"] > 0 else np.sort(order)
-                mass = np.exp((log_probs[order] - log_probs.max()) / request["temperature"]).cumsum()
+                share = np.exp((log_probs[order] - log_probs.max()) / request["temperature"])
+                if request["top_p"] < 1:
+                    best = np.argsort(-log_probs[order], kind="stable")
+                    before = share[best].cumsum() - share[best]
+                    share[best[before >= request["top_p"] * share.sum()]] = 0.0
+                mass = share.cumsum()
                 token = int(order[np.searchsorted(mass, draw.random() * mass[-1], side="right")])
             ids.append(token)
             if token in closers:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rewardgap.policies.catalog import build_judge
     from rewardgap.policies.guided import guided
     from rewardgap.policies.in_context import in_context
+    from rewardgap.policies.judged import judged
     from rewardgap.policies.persona import persona
     from rewardgap.policies.zero_shot import zero_shot
     from rewardgap.rewards import heads
@@ -36,6 +37,7 @@ _HOMES = {
     "guided": ("rewardgap.policies.guided", "guided"),
     "heads": ("rewardgap.rewards.heads", None),
     "in_context": ("rewardgap.policies.in_context", "in_context"),
+    "judged": ("rewardgap.policies.judged", "judged"),
     "load_dataset": ("rewardgap.data.catalog", "load_dataset"),
     "load_policy": ("rewardgap.backbones.load", "load_backbone"),
     "load_reward_model": ("rewardgap.rewards.build", "load_reward_model"),
@@ -51,6 +53,7 @@ __all__ = [
     "guided",
     "heads",
     "in_context",
+    "judged",
     "load_dataset",
     "load_policy",
     "load_reward_model",

@@ -19,6 +19,8 @@ from standins import save_hub_folder, tiny_model, tiny_tokenizer
 FEW: dict[str, dict[str, Any]] = {
     "p_dpo": {"num_user_tokens": 2, "num_clusters": 2, "adapt_steps": 3},
     "genarm": {"num_user_tokens": 2, "num_clusters": 2, "adapt_steps": 3},
+    "farma": {"num_user_tokens": 2, "num_clusters": 2, "adapt_steps": 3, "backup_top_k": 3},
+    "pad": {"num_examples": 1, "text_tokens": 160},
 }
 LABELS = {"labels": ["A", "B"]}
 
@@ -76,6 +78,9 @@ def test_every_method_goes_through_a_whole_study(
     assert steering == {pair for pair in expected if pair[0] not in JUDGES.names()}
     scored = {row["method"] for row in rows if row["stage"] == "policy_accuracy" and row["value"]}
     assert scored >= {card.name for card in REWARD_MODELS} | {card.name for card in POLICIES}
+    full = {row["method"] for row in rows if row["metric"] == "rgd_full" and row["value"]}
+    heads = {card.name for card in REWARD_MODELS if card.family == "head"}
+    assert full == scored - heads, "rewards read one prefix at a time are not had for a whole vocabulary"
     judges = {row["judge"] for row in rows if row["stage"] == "win_rate" and row["value"]}
     assert judges >= {*REWARD_MODELS.names(), *JUDGES.names()}
     again = ok("run", path, "--output", tmp_path / "out", "--threads", 1).output

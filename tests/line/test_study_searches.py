@@ -170,7 +170,7 @@ def test_wrong_options_are_refused_before_anything_runs(deployment: str, sentenc
 
 def test_the_catalogue_says_which_reward_models_a_decoder_works_with() -> None:
     listed = {entry["name"]: entry for entry in json.loads(ok("decoders", "--json").stdout)}
-    assert listed["best_of_n"]["families"] == "state values, token rewards"
+    assert listed["best_of_n"]["families"] == "state values, token rewards, judges"
     assert listed["greedy"]["families"] == "none"
     assert "state values, token rewards" in ok("decoders").stdout
     card = ok("decoders", "best_of_n").stdout

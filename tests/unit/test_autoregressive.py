@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 
 EVERY = pytest.mark.parametrize("variant", VARIANTS)
 PERSONAL = pytest.mark.parametrize("variant", [name for name in VARIANTS if name not in ("dpo", "genarm_global")])
+FITTED_TO_SUPPORT = pytest.mark.parametrize(
+    "variant", [name for name in VARIANTS if name not in ("dpo", "genarm_global") and not name.startswith("pad")]
+)
 PROMPTS = ["Name a colour 1.", "what is the name of the river in the garden?", "one word"]
 
 
@@ -81,8 +84,9 @@ def test_margins_rewards_and_batches_agree(variant: str) -> None:
     np.testing.assert_allclose(margins, chosen - rejected, rtol=0, atol=1e-9)
     one_by_one = [model.rewards([p.prompt], [p.chosen], s)[0] for p, s in zip(PAIRS, states, strict=True)]
     np.testing.assert_allclose(chosen, one_by_one, rtol=0, atol=1e-9)
-    assert np.std(margins) == pytest.approx(1.0, abs=1e-9)  # the unit of rewards
-    assert model.head.diagnostics["accuracy"] == np.mean((margins > 0) + 0.5 * (margins == 0))
+    if model.method != "pad":  # a training pair of PAD is judged by a text that leaves it out
+        assert np.std(margins) == pytest.approx(1.0, abs=1e-9)  # the unit of rewards
+        assert model.head.diagnostics["accuracy"] == np.mean((margins > 0) + 0.5 * (margins == 0))
     swapped = [
         PreferencePair(
             user_id=p.user_id, example_id=p.example_id, prompt=p.prompt, chosen=p.rejected, rejected=p.chosen
@@ -151,7 +155,7 @@ def test_a_guide_reads_one_token_a_step_and_none_for_rows_that_are_gone() -> Non
     assert (guide.forwards, guide.tokens) == (4, prefilled + 2)
 
 
-@pytest.mark.parametrize("variant", ["p_dpo", "genarm", "genarm_mixture"])
+@pytest.mark.parametrize("variant", ["p_dpo", "genarm", "genarm_mixture", "farma", "pad"])
 def test_guided_tokens_are_those_of_the_slow_loop(variant: str) -> None:
     """A batch of different users with rows that stop at different times, against one forward a candidate."""
     model, policy = shared(variant), text_backbone("llama")
@@ -176,7 +180,7 @@ def test_guided_tokens_are_those_of_the_slow_loop(variant: str) -> None:
         assert fast[row].reward == pytest.approx(slow.reward, abs=1e-9)
 
 
-@pytest.mark.parametrize("variant", ["p_dpo", "genarm_mixture"])
+@pytest.mark.parametrize("variant", ["p_dpo", "genarm_mixture", "farma"])
 def test_an_end_token_is_chosen_for_its_own_reward(variant: str) -> None:
     """Every token under 120 ends the text: greedy paths over the whole vocabulary, and the reward they end with."""
     model, policy = shared(variant), text_backbone("llama")
@@ -198,7 +202,7 @@ def test_an_end_token_is_chosen_for_its_own_reward(variant: str) -> None:
         assert found[row].reward == pytest.approx(float(sum(laws[t, v] for t, v in enumerate(path))), abs=1e-9)
 
 
-@pytest.mark.parametrize("variant", ["p_dpo", "genarm", "genarm_mixture"])
+@pytest.mark.parametrize("variant", ["p_dpo", "genarm", "genarm_mixture", "farma", "pad"])
 def test_policy_scores_are_those_of_one_forward_a_number(variant: str) -> None:
     model, policy = shared(variant), text_backbone("llama")
     state, prompt, text, k, weight = users(model)[1], PROMPTS[0], "red stone", 4, 1.5
@@ -243,7 +247,9 @@ def test_a_batch_of_users_equals_one_at_a_time(variant: str) -> None:
 
 
 @pytest.mark.parametrize("packs", [True, False])
-@pytest.mark.parametrize(("variant", "architecture"), [("p_dpo", "gemma3"), ("genarm_mixture", "mistral")])
+@pytest.mark.parametrize(
+    ("variant", "architecture"), [("p_dpo", "gemma3"), ("genarm_mixture", "mistral"), ("farma", "gemma3")]
+)
 def test_other_architectures_and_backbones_that_do_not_pack(variant: str, architecture: str, packs: bool) -> None:
     model = build(variant, base=text_backbone(architecture, packs=packs))
     model.fit(PAIRS[:5], seed=1, epochs=1, batch_size=5, learning_rate=2e-2)
@@ -267,7 +273,7 @@ def test_adapting_changes_nothing_draws_nothing_and_forgets_orders(variant: str)
     assert all(p.grad is None for p in model.backbone.model.parameters())
 
 
-@PERSONAL
+@FITTED_TO_SUPPORT
 def test_adapting_prefers_what_the_support_prefers(variant: str) -> None:
     """Support and its mirror image lead to users who differ in the right direction."""
     model = shared(variant)
@@ -290,7 +296,8 @@ def test_a_fit_moves_adapters_and_users_and_nothing_else(variant: str) -> None:
     assert torch.equal(state, torch.random.get_rng_state())
     steps = 2 * -(-len(PAIRS) // 5)
     assert told == [(n + 1, steps) for n in range(steps)]
-    assert len(model.head.history.loss) == steps
+    # FaRMA's history keeps every other step: those of the pair loss.
+    assert len(model.head.history.loss) == (-(-steps // 2) if model.method == "farma" else steps)
     assert model.head.users == ("u0", "u1", "u2")
     assert model.state_of("u1").num_support == sum(pair.user_id == "u1" for pair in PAIRS)
     assert all(torch.equal(base[name], tensor) for name, tensor in model.base.model.state_dict().items())
@@ -304,7 +311,7 @@ def test_a_fit_moves_adapters_and_users_and_nothing_else(variant: str) -> None:
     assert other.fingerprint() != model.fingerprint()
 
 
-@pytest.mark.parametrize("variant", ["p_dpo", "genarm_relative", "genarm_mixture"])
+@pytest.mark.parametrize("variant", ["p_dpo", "genarm_relative", "genarm_mixture", "farma"])
 def test_small_forwards_train_as_one_large_one_does(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, small = build(variant), build(variant)
     for one in (model, small):
@@ -321,7 +328,7 @@ def test_small_forwards_train_as_one_large_one_does(variant: str, monkeypatch: p
         torch.testing.assert_close(value, other.values[name], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("variant", ["p_dpo", "genarm_mixture"])
+@pytest.mark.parametrize("variant", ["p_dpo", "genarm_mixture", "farma", "pad"])
 def test_a_killed_fit_goes_on_to_the_same_bits(variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
     options = {"seed": 1, "epochs": 2, "batch_size": 5, "learning_rate": 2e-2, "checkpoint": tmp_path / "fit"}

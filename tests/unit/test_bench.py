@@ -135,6 +135,22 @@ def test_decoding_is_measured_in_rounds_and_ratios_are_theirs() -> None:
         measure_decoding(tiny_backbone(), PROMPTS, sizes, against=["vllm"])
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_the_norm_bound_is_what_the_last_norm_can_give(architecture: str) -> None:
+    """The states along the direction and against it come within a millionth of it, random ones stay far below."""
+    bench = Bench(tiny_backbone(architecture), PROMPTS, DecodeSizes(tokens=9, top_k=(4,), batch=3))
+    sure, norm = bench.certificate(), bench.rewarder.model.get_decoder().norm
+    draw = torch.Generator().manual_seed(0)
+    weight = bench.weight.double()
+    scale = norm(torch.full((1, 24), 1e3, dtype=torch.float64))[0]
+    towards, random = weight * scale, torch.randn(500, 24, generator=draw, dtype=torch.float64)
+    ends = norm(1e3 * torch.stack([towards, -towards])) @ weight
+    assert float(ends[0] - ends[1]) == pytest.approx(sure["bound"], rel=1e-6)
+    found = norm(random) @ weight
+    assert float(found.max() - found.min()) < sure["bound"]
+    assert 0 < sure["spread"] < sure["bound"]
+
+
 def test_every_way_to_score_gives_the_same_rewards() -> None:
     sizes = ScoreSizes(completion=6, positions=9, top_k=3, weights=2, sample=4, rounds=1)
     found = measure_scoring(text_backbone("gemma3"), PROMPTS[1], sizes)

@@ -250,7 +250,7 @@ def test_texts_and_scores_are_those_of_plain_forwards(architecture: str, alpha: 
         assert (list(written[row].ids), written[row].ended) == (ids, ended)
         for text, found in zip(TEXTS[row], scores[row], strict=True):
             tokens = [*encoder.encode_completion(text, after=query), encoder.end_id]
-            total = delta = base = 0.0
+            total = full = delta = base = 0.0
             inside = []
             for t, token in enumerate(tokens):
                 user = next_log_probs(own, prompt + tokens[:t])
@@ -258,9 +258,12 @@ def test_texts_and_scores_are_those_of_plain_forwards(architecture: str, alpha: 
                 plausible = {v for v, value in enumerate(user) if value >= max(user) + math.log(plausibility)}
                 reward = {v: user[v] - alpha * amateur[v] for v in plausible | {token}}
                 total += reward[token] - math.log(sum(map(math.exp, reward.values())))
+                every = [u - alpha * b for u, b in zip(user, amateur, strict=True)]
+                full += every[token] - math.log(sum(map(math.exp, every)))
                 delta, base = delta + reward[token], base + user[token]
                 inside.append(token in plausible)
             expected = {"rgd_topk": total, "mean_rgd_topk": total / len(tokens), "raw_delta": delta, "base": base}
+            expected["rgd_full"] = full
             for name, value in expected.items():
                 assert found.variants[name] == pytest.approx(value, abs=1e-8), name
             assert found.coverage == pytest.approx(np.mean(inside))
@@ -273,6 +276,7 @@ def test_a_batch_of_users_is_one_user_at_a_time() -> None:
     policy, states = three_users("llama", 0.1, 0.1)
     alone = [policy.generate([query], [state])[0] for query, state in zip(QUERIES, states, strict=True)]
     assert policy.generate(QUERIES, states) == alone
+    assert policy.generate(QUERIES, states, batch_size=2) == alone
     texts = [row[0] for row in TEXTS]
     single = [policy.log_score([q], [t], [s])[0] for q, t, s in zip(QUERIES, texts, states, strict=True)]
     np.testing.assert_allclose(policy.log_score(QUERIES, texts, states), single, rtol=0, atol=1e-8)

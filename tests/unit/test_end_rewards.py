@@ -18,7 +18,7 @@ from standins import text_backbone
 PROMPTS = ["Name a colour.", "Why?", "one word"]
 
 
-@pytest.mark.parametrize("variant", ["p_dpo", "genarm"])
+@pytest.mark.parametrize("variant", ["p_dpo", "genarm", "farma", "pad"])
 def test_an_end_token_is_rewarded_as_a_token(variant: str) -> None:
     """Against a slow loop in which every token that closes a text is rewarded by the models' own probabilities."""
     model, policy = fitted_model(variant), text_backbone("llama")
@@ -46,7 +46,7 @@ def test_an_end_token_is_rewarded_as_a_token(variant: str) -> None:
     assert ended, "no text was closed, so nothing was tested"
 
 
-@pytest.mark.parametrize("variant", ["p_dpo", "genarm"])
+@pytest.mark.parametrize("variant", ["p_dpo", "genarm", "farma", "pad"])
 def test_what_guidance_adds_to_a_written_text_is_its_reward(variant: str) -> None:
     """The running reward of a decoded text that ended is the reward of that text, end token included."""
     model, policy = fitted_model(variant), text_backbone("llama")

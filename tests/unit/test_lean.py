@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewardgap.backbones.lean import FEWEST, SIZES, PreparedLinear, grouped_attention, make_lean
+from rewardgap.backbones.lean import FEWEST, SIZES, JoinedNorm, PreparedLinear, grouped_attention, make_lean
 from rewardgap.backbones.session import TrieSession
 from rewardgap.backbones.trie import siblings
 from standins import ARCHITECTURES, as_backbone, tiny_model
@@ -48,15 +50,15 @@ def test_prepared_sizes_are_used_and_others_are_not() -> None:
     with torch.no_grad():
         for rows in (1, FEWEST - 1, SIZES[-1] + 1):
             made(torch.randn(rows, 24))
-        assert "_packs" not in made.__dict__
+        assert made.num_prepared == 0
         for rows in (FEWEST, SIZES[0], SIZES[0] + 1, SIZES[-1]):
             made(torch.randn(rows, 24))
-    assert sorted(made.__dict__["_packs"][1]) == sorted(SIZES)
+    assert made.num_prepared == len(SIZES)
     made(torch.randn(10, 24, dtype=torch.float32))  # with gradients wanted: the plain product
     double = layer().double()
     with torch.no_grad():
         assert double(torch.randn(10, 24, dtype=torch.float64)).dtype == torch.float64
-    assert "_packs" not in double.__dict__
+    assert double.num_prepared == 0
 
 
 @needs_mkl
@@ -81,8 +83,22 @@ def test_weights_that_change_are_prepared_anew() -> None:
         made.weight = torch.nn.Parameter(torch.randn(30, 24), requires_grad=False)
         torch.testing.assert_close(made(rows), torch.nn.functional.linear(rows, made.weight, made.bias))
         for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
-            assert "_packs" not in other.__dict__
+            assert other.num_prepared == 0
             assert torch.equal(other(rows), made(rows))
+
+
+@needs_mkl
+def test_networks_that_share_weights_share_what_was_prepared() -> None:
+    """Each adapted copy of a backbone would else keep its own: several times the network, for every reward model."""
+    made, rows = layer(), torch.randn(10, 24)
+    other = copy.deepcopy(made, memo={id(made.weight): made.weight})
+    with torch.no_grad():
+        made(rows)
+        assert other._prepared(SIZES[0]) is made._prepared(SIZES[0])
+        weights = weakref.ref(made.weight)
+        del made, other
+    gc.collect()
+    assert weights() is None
 
 
 def test_gradients_flow_through_a_prepared_layer() -> None:
@@ -158,3 +174,38 @@ def test_grouped_attention_is_attention_with_copied_heads(heads: int, masked: bo
         own, nothing = grouped_attention(Layer(), query, key, value, mask, scaling=0.3)
     assert nothing is None
     torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_joined_norms_are_the_layers_own_to_the_bit(architecture: str) -> None:
+    plain = tiny_model(architecture).float()
+    lean = copy.deepcopy(plain)
+    make_lean(lean)
+    found = {name: module for name, module in lean.named_modules() if isinstance(module, JoinedNorm)}
+    own = dict(plain.named_modules())
+    # Gemma scales by 1 + weight, which is not the same call.
+    assert bool(found) == (architecture != "gemma3")
+    rows = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(1)) * 30
+    for name, module in found.items():
+        with torch.no_grad():
+            module.weight.normal_()
+            own[name].weight.copy_(module.weight)
+            part = rows[..., : len(module.weight)]
+            assert torch.equal(module(part), own[name](part))
+        assert torch.equal(module(part), own[name](part))  # with gradients wanted
+        assert isinstance(module, type(own[name]))
+
+
+def test_a_norm_of_another_kind_is_left_alone() -> None:
+    class Shifted(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.variance_epsilon = torch.nn.Parameter(torch.ones(8)), 1e-6
+
+        def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+            return hidden_states * torch.rsqrt(hidden_states.square().mean(-1, keepdim=True) + 2e-6) * self.weight
+
+    model = tiny_model("llama").float()
+    model.get_decoder().norm = Shifted()
+    make_lean(model)
+    assert type(model.get_decoder().norm) is Shifted

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +11,7 @@ from hypothesis import strategies as st
 from peers.slow_decoding import model_reward, next_log_probs
 from rewardgap.backbones.session import TrieSession
 from rewardgap.backbones.trie import build_trie
-from rewardgap.core.errors import ConfigError, DataError, ModelError
+from rewardgap.core.errors import DataError, ModelError
 from rewardgap.decoding import look_ahead
 from rewardgap.decoding.args import ArgsGreedy, ArgsStochastic
 from rewardgap.decoding.loop import Decoded, LookAhead, StopRule, decode
@@ -170,26 +168,6 @@ def test_a_reward_that_is_no_number_counts_only_on_the_way() -> None:
     found = decode(session, tips, ArgsGreedy(5.0, 4), StopRule((), 6), guide=guide, look_ahead=LookAhead(fixed=6))
     assert any(list(tokens[:-1]) == rejected for tokens in seen)
     assert found[0].ids == plain.ids
-
-
-def test_the_length_is_the_cheapest_by_the_stated_cost() -> None:
-    """Against a simulation of rounds: each draft stands with probability p, passes cost their weights and tokens."""
-    generator = np.random.default_rng(0)
-    for stands, rows, width, guide in itertools.product((0.5, 0.8, 0.95), (1, 8), (1, 10), (0.3, 1.0)):
-        cost = {}
-        for steps in range(1, 9):
-            drawn = generator.random((20_000, steps)) < stands
-            fallen = np.where(drawn.all(1), steps - 1, drawn.argmin(1))
-            spent = steps * (1 + 0.03 * rows) + guide * (1 + 0.03 * rows * steps * width)
-            cost[steps] = spent / (fallen + 1).mean()
-        chosen = LookAhead().steps(stands, rows, width, (1.0, guide), "cpu")
-        assert cost[chosen] <= 1.01 * min(cost.values())
-
-
-def test_settings_are_checked() -> None:
-    for wrong in ({"most": 0}, {"fixed": 0}, {"node_cost": -1.0}, {"node_cost": float("nan")}):
-        with pytest.raises(ConfigError, match="look-ahead"):
-            LookAhead(**wrong)
 
 
 def test_a_changed_token_that_was_read_beside_the_draft_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:

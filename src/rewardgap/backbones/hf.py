@@ -118,6 +118,10 @@ class Backbone:
         """Return the backbone as these rows of a batch see it: the same for all, unless each has its own adapter."""
         return self
 
+    def with_rows(self, rows: int, other: Backbone, more: int) -> Backbone:
+        """Return the backbone as `rows` rows of this batch see it, and behind them `more` rows of another batch."""
+        return self
+
     def inputs(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return what the decoder reads for (B, Q) ids; a backbone with soft prompts gives vectors for some."""
         return {"input_ids": ids}

@@ -2,9 +2,9 @@
 
 Nothing here knows an architecture. A guided step sends 10 to 60 tokens through the network at once, and there a plain
 matrix product spends more time arranging the weights than multiplying with them; kept in the order that the processor's
-library wants, they are read once. It is done for networks in float32 on a CPU, while no gradient is wanted. Whether a
-product uses prepared weights depends on its size alone, never on what ran before, so that the same text gets the same
-numbers.
+library wants, they are read once. Normalisations that take several calls take one. It is done for networks in float32
+on a CPU, while no gradient is wanted. Whether a product uses prepared weights depends on its size alone, never on what
+ran before, so that the same text gets the same numbers.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
+from torch.utils.weak import WeakTensorKeyDictionary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +26,8 @@ FEWEST = 4
 SHARE = 1 / 8
 """Prepared weights may take this share of the machine's memory, all sizes together; else they are left alone."""
 ATTENTION = "rewardgap_grouped"
+_PREPARED: Any = WeakTensorKeyDictionary()
+"""Weights to (state, size -> prepared weights): networks that share weights, as adapted copies do, share these too."""
 
 
 class PreparedLinear(torch.nn.Linear):
@@ -48,17 +51,19 @@ class PreparedLinear(torch.nn.Linear):
     def _prepared(self, size: int) -> torch.Tensor:
         # Weights that were written to, or put elsewhere, are prepared anew.
         state = (self.weight.data_ptr(), self.weight._version)
-        found = self.__dict__.get("_packs")
+        found = _PREPARED.get(self.weight)
         if found is None or found[0] != state:
-            found = self.__dict__["_packs"] = (state, {})
+            found = _PREPARED[self.weight] = (state, {})
         packs: dict[int, torch.Tensor] = found[1]
         if size not in packs:
             packs[size] = torch.ops.mkl._mkl_reorder_linear_weight(self.weight.detach(), size)
         return packs[size]
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return everything but the prepared weights, which no copy needs and no file can hold."""
-        return {name: value for name, value in self.__dict__.items() if name != "_packs"}
+    @property
+    def num_prepared(self) -> int:
+        """Return for how many sizes weights are prepared."""
+        found = _PREPARED.get(self.weight)
+        return 0 if found is None else len(found[1])
 
 
 def make_lean(model: Any) -> None:
@@ -68,11 +73,30 @@ def make_lean(model: Any) -> None:
         model: a causal language model of transformers, changed in place.
     """
     _group_heads(model)
+    _join_norms(model)
     layers = list(_layers(model))
     bytes_needed = len(SIZES) * sum(layer.weight.numel() * 4 for layer in layers)
     if layers and bytes_needed <= SHARE * _memory():
         for layer in layers:
             layer.__class__ = PreparedLinear
+
+
+class JoinedNorm:
+    """Root mean square normalisation in one call where no gradient is wanted; a layer's class is derived from it."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return (..., D) of (..., D): that of the layer's own class, to the last bit."""
+        if torch.is_grad_enabled():
+            plain: torch.Tensor = super().forward(hidden_states)  # type: ignore[misc]
+            return plain
+        weight: torch.Tensor = self.weight  # type: ignore[attr-defined]
+        return functional.rms_norm(hidden_states, weight.shape, weight, self.variance_epsilon)  # type: ignore[attr-defined]
+
+
+def weights_to_prepare(model: Any) -> int:
+    """Return the bytes that a network's prepared weights will still take, once a batch of every size was met."""
+    layers = (module for module in model.modules() if isinstance(module, PreparedLinear))
+    return sum((len(SIZES) - layer.num_prepared) * layer.weight.numel() * 4 for layer in layers)
 
 
 def _layers(model: Any) -> Iterator[torch.nn.Linear]:
@@ -91,6 +115,23 @@ def _memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not a system that tells
         return 0
+
+
+def _join_norms(model: Any) -> None:
+    """Turn normalisations into single calls, where that is the same to the bit: tried, not read off a name."""
+    joined: dict[type, type] = {}
+    for module in model.get_decoder().modules():
+        kind = type(module)
+        weight = getattr(module, "weight", None)
+        if isinstance(module, JoinedNorm) or not hasattr(module, "variance_epsilon") or weight is None:
+            continue
+        if weight.ndim != 1 or weight.dtype != torch.float32 or weight.device.type != "cpu":
+            continue
+        rows = torch.randn(3, len(weight), generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            same = torch.equal(module(rows), functional.rms_norm(rows, weight.shape, weight, module.variance_epsilon))
+        if same:
+            module.__class__ = joined.setdefault(kind, type(kind.__name__, (JoinedNorm, kind), {}))
 
 
 def _group_heads(model: Any) -> None:

@@ -200,3 +200,9 @@ class RowBackbone(Backbone):
         if len(self.adapters) == 1:
             return self
         return replace(self, adapters=self.adapters[list(rows)])
+
+    def with_rows(self, rows: int, other: Backbone, more: int) -> RowBackbone:
+        """Return the backbone of the rows of two batches."""
+        assert isinstance(other, RowBackbone)
+        both = (self.adapters.expand(rows, -1), other.adapters.expand(more, -1))
+        return replace(self, adapters=torch.cat(both))

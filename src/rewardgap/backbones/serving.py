@@ -51,6 +51,7 @@ class WriteRule(NamedTuple):
         stop_ids: tokens that close a completion.
         temperature: of the draw; 0 for the most probable tokens.
         top_k: draw among the k most probable tokens; None for all.
+        top_p: draw among the most probable tokens that hold this share of the mass at the temperature.
     """
 
     max_tokens: int
@@ -58,6 +59,7 @@ class WriteRule(NamedTuple):
     stop_ids: tuple[int, ...]
     temperature: float = 0.0
     top_k: int | None = None
+    top_p: float = 1.0
 
     def request(self, seed: int) -> dict[str, Any]:
         """Return all settings of one completion, so that no default of a server or a model's repository comes in."""
@@ -69,7 +71,7 @@ class WriteRule(NamedTuple):
             "stop_token_ids": list(self.stop_ids),
             "temperature": self.temperature,
             "top_k": -1 if self.top_k is None else self.top_k,
-            "top_p": 1.0,
+            "top_p": self.top_p,
             "min_p": 0.0,
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,

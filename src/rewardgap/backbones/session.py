@@ -75,6 +75,20 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         if self.is_initialized:
             self.keys, self.values = self.keys[rows], self.values[rows]
 
+    def join(self, other: _SlotLayer, capacity: int) -> None:
+        self.keys = _stacked(self.keys[:, :, : self.length], other.keys[:, :, : other.length], capacity)
+        self.values = _stacked(self.values[:, :, : self.length], other.values[:, :, : other.length], capacity)
+        self.capacity, self.length = capacity, max(self.length, other.length)
+
+
+def _stacked(first: torch.Tensor, second: torch.Tensor, capacity: int) -> torch.Tensor:
+    """Return the rows of two (B, G, S, d), each with `capacity` slots; slots that neither had are zero."""
+    (rows, heads, length, width), more = first.shape, second.shape[0]
+    out = first.new_zeros((rows + more, heads, capacity, width))
+    out[:rows, :, :length] = first
+    out[rows:, :, : second.shape[2]] = second
+    return out
+
 
 class TrieSession:
     """A batch of token trees over one backbone.
@@ -199,6 +213,21 @@ class TrieSession:
             index = torch.tensor(list(rows), dtype=torch.long, device=self.backbone.device)
             for layer in self._cache.layers:
                 layer.select(index)
+
+    def join(self, other: TrieSession) -> None:
+        """Take over the rows of another session behind the own ones: new rows enter the batch.
+
+        Both are prefilled, over the same network; the other is spent afterwards. A row may be longer than another by
+        any number of slots: call `reserve` before extending, which closes the gaps where they would not fit.
+        """
+        self.backbone = self.backbone.with_rows(self.rows, other.backbone, other.rows)
+        self.forest = self.forest.joined(other.forest)
+        self.tips += other.tips
+        self.forwards += other.forwards
+        self.tokens += other.tokens
+        if self._cache is not None:
+            for layer, more in zip(self._cache.layers, other._cache.layers, strict=True):
+                layer.join(more, self.forest.capacity)
 
     def _extend_unpacked(self, blocks: Sequence[Block], start: int) -> torch.Tensor:
         """Encode the path of every leaf of the new blocks as a row of its own."""

@@ -122,6 +122,24 @@ def node_states(
     ]
 
 
+def prefix_states(
+    session: TrieSession, tip_states: torch.Tensor, traces: Sequence[Sequence[Trace]]
+) -> list[list[torch.Tensor]]:
+    """Return for each completion (T, D): the state before each scored token; the session is left as it was.
+
+    Args:
+        session: prefilled with B prompts.
+        tip_states: (B, D) states at the prompts' ends.
+        traces: of each row's completions.
+    """
+    tries = [build_trie([trace.tokens[:-1].tolist() for trace in row]) for row in traces]
+    chains = _chain_states(session, tip_states, tries)
+    return [
+        [chain[[0, *(node + 1 for node in path)]] for path in trie.paths]
+        for trie, chain in zip(tries, chains, strict=True)
+    ]
+
+
 def node_room(traces: Sequence[Sequence[Trace]]) -> int:
     """Return the slots that `node_states` needs beside the prompts."""
     chains = max(sum(len(trace.tokens) for trace in row) for row in traces)

@@ -256,6 +256,19 @@ class TokenForest:
             self._positions[row, end : start + longest] = 0
         self.length = start + longest
 
+    def joined(self, other: TokenForest) -> TokenForest:
+        """Return a forest of the rows of both, the other's last; slots keep their numbers, and gaps are padding."""
+        both = TokenForest(self.rows + other.rows, max(self.capacity, other.capacity))
+        both.length = max(self.length, other.length)
+        for forest, rows in ((self, slice(0, self.rows)), (other, slice(self.rows, both.rows))):
+            end = forest.length
+            both._tokens[rows, :end] = forest._tokens[:, :end]
+            both._parents[rows, :end] = forest._parents[:, :end]
+            both._parents[rows, end : both.length] = _PADDING
+            both._positions[rows, :end] = forest._positions[:, :end]
+            both._bits[rows, :end, : forest._bits.shape[-1]] = forest._bits[:, :end]
+        return both
+
     def truncate(self, length: int) -> None:
         """Forget every slot from `length` on."""
         self.length = min(self.length, length)

@@ -42,7 +42,7 @@ class DecodeSizes:
     Args:
         tokens: new tokens of each text.
         top_k: numbers of candidates.
-        rounds: turns that every way takes; the slow ones of `slow` take one turn of fewer tokens.
+        rounds: turns that every way takes.
         batch: prompts at a time, where they are decoded together.
         slow_steps: tokens that slow ways are measured over; what they would take for `tokens` is extrapolated.
         seed: decides the direction of the reward.
@@ -180,13 +180,35 @@ class Bench:
         tips = session.prefill(prompts)
         return decode(session, tips, rule, StopRule((), tokens), guide=guide, look_ahead=ahead)
 
-    def _spread(self) -> float:
-        """Return the spread of the bare direction among the candidates of the prompts, in which λ is counted."""
+    @torch.no_grad()
+    def certificate(self) -> dict[str, float] | None:
+        """Return what is certain about differences of the linear reward, beside what they are.
+
+            |wᵀh - wᵀh'| ≤ 2 √D ‖γ ∘ w‖   for h = γ ∘ x / rms(x)
+
+        `bound` is the right side, `spread` the largest difference among ten candidates, the mean over prompts. A
+        candidate cannot win, and need not be rewarded, only where its log π lies λ times the bound behind. None where
+        hidden states do not come out of such a norm.
+        """
+        norm = getattr(self.rewarder.model.get_decoder(), "norm", None)
+        if norm is None or "RMSNorm" not in type(norm).__name__:
+            return None
+        equal = torch.full((1, self.policy.width), 1e3, device=self.policy.device, dtype=self.policy.dtype)
+        bound = 2 * self.policy.width**0.5 * float((norm(equal)[0].float() * self.weight).norm())
+        rewards = self._candidate_rewards()
+        return {"bound": bound, "spread": float((rewards.amax(-1) - rewards.amin(-1)).mean())}
+
+    def _candidate_rewards(self) -> torch.Tensor:
+        """Return (B, 10) rewards of the policy's best first tokens, in the direction's present length."""
         session = TrieSession(self.policy, len(self.prompts), max(map(len, self.prompts)) + 20)
         tips = session.prefill(self.prompts)
         best = torch.topk(self.policy.log_probs(tips), 10, dim=-1).indices.tolist()
         states = session.extend([siblings(ids, tip) for ids, tip in zip(best, session.tips, strict=True)])
-        return float((states.float() @ self.weight).std(-1).mean())
+        return states.float() @ self.weight
+
+    def _spread(self) -> float:
+        """Return the spread of the bare direction among the candidates of the prompts, in which λ is counted."""
+        return float(self._candidate_rewards().std(-1).mean())
 
     def _strength(self) -> float:
         """Return the λ of `WEIGHTS` that changes the smallest share of tokens that is not below `CHANGED`.
@@ -234,7 +256,7 @@ def measure_decoding(
     """Decode in turns and return milliseconds a token, and their ratios to transformers' own greedy search.
 
     A token's time is (t(n) - t(1)) / (n - 1) of texts of n and of one token, so that reading the prompt is not in it.
-    Each round begins with another prompt, the same for all ways; slow ways take the first round's.
+    Each round begins with another prompt, the same for all ways; slow ways write fewer tokens of it.
 
     Args:
         policy: the policy.
@@ -254,7 +276,7 @@ def measure_decoding(
     peers = load_peers() if against else None
     bench = Bench(policy, prompts[: sizes.batch], sizes)
     ways, slow = _ways(bench, peers, against)
-    turns, done = sizes.rounds * len(ways) + len(slow), 0
+    turns, done = sizes.rounds * (len(ways) + len(slow)), 0
     spent: dict[str, list[tuple[float, float]]] = {name: [] for name in (*ways, *slow)}
 
     def turn(name: str, way: Callable[[int], Any], tokens: int) -> None:
@@ -270,9 +292,8 @@ def measure_decoding(
         bench.turn = number
         for name, way in ways.items():
             turn(name, way, sizes.tokens)
-    bench.turn = 0
-    for name, way in slow.items():
-        turn(name, way, sizes.slow_steps)
+        for name, way in slow.items():
+            turn(name, way, sizes.slow_steps)
     return {
         "policy": policy.name,
         "sizes": asdict(sizes) | {"prompt_tokens": [len(ids) for ids in bench.prompts]},
@@ -280,7 +301,11 @@ def measure_decoding(
         "reward_share": bench.reward_share,
         "ways": {name: _cost(spent[name], sizes, name in slow) for name in spent},
         "ratios": _ratios(spent, sizes, slow),
-        "look_ahead": {str(k): _accepted(bench, k) for k in sizes.top_k},
+        "certificate": bench.certificate(),
+        "look_ahead": {
+            **{str(k): _accepted(bench, k) for k in sizes.top_k},
+            f"{sizes.top_k[0]}, batch of {sizes.batch}": _accepted(bench, sizes.top_k[0], sizes.batch),
+        },
     }
 
 
@@ -341,17 +366,17 @@ def _ratios(
     )
     for name in slow:
         own = f"guided k={name.rpartition('=')[2]}, look-ahead"
-        out[f"{name} / {own}, a text with its prompt"] = ratio(texts(name), [statistics.median(texts(own))])
-        out[f"{name} / {own}, a token"] = ratio(steps(name), [statistics.median(steps(own))])
+        out[f"{name} / {own}, a text with its prompt"] = ratio(texts(name), texts(own))
+        out[f"{name} / {own}, a token"] = ratio(steps(name), steps(own))
     return out
 
 
-def _accepted(bench: Bench, k: int) -> dict[str, float]:
+def _accepted(bench: Bench, k: int, rows: int = 1) -> dict[str, float]:
     """Return what guidance changed and what look-ahead saved, over the texts that were timed."""
     done: list[Decoded] = []
     for number in range(bench.sizes.rounds):
         bench.turn = number
-        done += bench.guided(bench.sizes.tokens, k)
+        done += bench.guided(bench.sizes.tokens, k, rows=rows)
     steps = sum(row.steps for row in done)
     return {
         "changed": sum(row.changed for row in done) / steps,

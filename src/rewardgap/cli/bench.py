@@ -146,6 +146,9 @@ def decode(
         for name, cost in found["ways"].items():
             against_greedy = found["ratios"].get(f"{name} / transformers greedy")
             rows.append((name, f"{cost['milliseconds_a_token']:.1f}", _span(against_greedy)))
+        if (sure := found["certificate"]) is not None:
+            apart = f"candidates' rewards lie {sure['spread']:.1f} apart; their norm allows {sure['bound']:.0f}"
+            rows.append((apart, "", "none pruned"))
         facts = {"threads": threads, "device": device, "data": "random words" if texts is None else texts.name, **found}
         _finish(facts, ("way", "ms a token", "time, transformers greedy = 1"), rows, output, as_json)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rewardgap.cli.errors import reported
+from rewardgap.cli.errors import json_text, reported
 from rewardgap.cli.options import JsonOption
 
 if TYPE_CHECKING:
@@ -73,13 +73,13 @@ def show(views: list[CardView], kind: str, name: str | None, as_json: bool) -> N
 
     if name is None:
         if as_json:
-            typer.echo(json.dumps([view.to_json() for view in views], ensure_ascii=False))
+            typer.echo(json_text([view.to_json() for view in views]))
         else:
             _print_table(views)
         return
     view = named(views, kind, name)
     if as_json:
-        typer.echo(json.dumps(view.to_json(), ensure_ascii=False))
+        typer.echo(json_text(view.to_json()))
     else:
         _print_card(view)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 import time
@@ -11,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rewardgap.cli.errors import reported
+from rewardgap.cli.errors import json_text, reported
 from rewardgap.cli.options import JsonOption, SeedOption, settings
 
 
@@ -54,7 +53,7 @@ def check(
         if output is not None:
             _write(found, output, _command(target, options, scores, seed))
         if as_json:
-            typer.echo(json.dumps(found, ensure_ascii=False))
+            typer.echo(json_text(found))
             return
         from rich.console import Console
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 
 from rewardgap.cli import check, prepare
 from rewardgap.cli.catalogues import show as show_cards
-from rewardgap.cli.errors import reported
+from rewardgap.cli.errors import json_text, reported
 from rewardgap.cli.options import JsonOption, settings
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def validate(
         data = open_dataset(target, settings(options))
         found = {**data.statistics(), "notes": list(data.notes), "baselines": _baselines(data)}
         if as_json:
-            typer.echo(json.dumps(found, ensure_ascii=False))
+            typer.echo(json_text(found))
         else:
             print_statistics(found)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
-from rewardgap.cli.errors import reported
+from rewardgap.cli.errors import json_text, reported
 from rewardgap.cli.options import DtypeOption, JsonOption
 
 
@@ -25,7 +24,7 @@ def doctor(
         if model is not None:
             findings += check_model(model, dtype)
         if as_json:
-            typer.echo(json.dumps(to_json(findings), ensure_ascii=False))
+            typer.echo(json_text(to_json(findings)))
         else:
             width = max(len(found.name) for found in findings)
             for found in findings:

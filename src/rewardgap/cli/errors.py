@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import traceback
+import unicodedata
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,6 +72,22 @@ def one_line(text: str) -> str:
 def harmless(text: str) -> str:
     """Return a text without characters that steer a terminal; its line breaks and blanks stay."""
     return "".join(c if c.isprintable() or c == "\n" else _BLANKS.get(c, "\ufffd") for c in text)
+
+
+def json_text(value: Any) -> str:
+    r"""Return a value as one line of JSON: characters that steer a terminal are escaped, all others are as they are.
+
+    Example:
+        >>> print(json_text({"text": "é \u202e \u0085"}))
+        {"text": "é \u202e \u0085"}
+    """
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isprintable() else "".join(c if _is_shown(c) else json.dumps(c)[1:-1] for c in text)
+
+
+def _is_shown(character: str) -> bool:
+    """Return whether a terminal shows a character, if only as a blank, and does nothing else."""
+    return character.isprintable() or character in _BLANKS or unicodedata.category(character) == "Zs"
 
 
 def _say(sentence: str, kind: str, as_json: bool) -> None:

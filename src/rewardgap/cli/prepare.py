@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rewardgap.cli.errors import reported
+from rewardgap.cli.errors import json_text, reported
 from rewardgap.cli.options import DtypeOption, JsonOption, SeedOption, settings
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def push(
         if dry_run:
             found = publication(folder)
             if as_json:
-                typer.echo(json.dumps({"repo": repo, **found.to_json()}, ensure_ascii=False))
+                typer.echo(json_text({"repo": repo, **found.to_json()}))
             else:
                 _print_publication(found, repo)
             return
@@ -155,7 +155,7 @@ def _show(data: PreferenceDataset, folder: Path, as_json: bool) -> None:
             "dropped": dict(data.dropped),
             "notes": list(data.notes),
         }
-        typer.echo(json.dumps(found, ensure_ascii=False))
+        typer.echo(json_text(found))
         return
     dropped = ", ".join(f"{reason} {count}" for reason, count in data.dropped.items()) or "none"
     typer.echo(f"{data.name}: {len(data)} pairs of {len(data.users())} users in {folder}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rewardgap.cli.errors import reported
+from rewardgap.cli.errors import json_text, reported
 from rewardgap.cli.options import (
     BackboneOption,
     DataOption,
@@ -135,7 +135,7 @@ def adapt(
         save_states(output, fitted, states)
         support = {user: state.num_support for user, state in states.items()}
         if as_json:
-            typer.echo(json.dumps({"model": fitted.name, "users": support}, ensure_ascii=False))
+            typer.echo(json_text({"model": fitted.name, "users": support}))
         else:
             typer.echo(f"{len(states)} states of {fitted.name} from {sum(support.values())} pairs, saved in {output}")
 
@@ -162,10 +162,10 @@ def score(
         fitted = open_model(model, backbone, dtype)
         scored = score_pairs(fitted, pairs.pairs[:limit], load_states(states, fitted) if states else {})
         if as_json:
-            typer.echo(json.dumps({**_accuracy(scored), "pairs": scored.records}, ensure_ascii=False))
+            typer.echo(json_text({**_accuracy(scored), "pairs": scored.records}))
             return
         for record in scored.records:
-            typer.echo(json.dumps(record, ensure_ascii=False))
+            typer.echo(json_text(record))
         typer.echo(f"accuracy {_points(scored.accuracy)}; {scored.ties} ties, each counted as one half", err=True)
         cold = scored.sources.get("cold_start", 0)
         if cold and is_personal(fitted):
@@ -242,17 +242,29 @@ def generate(
         else:
             deployed = single.deploy_plain(base, rule, lengths, users, shown, num_demonstrations, retriever)
             missing = "no demonstrations: none shown"
-        written = []
-        for record in single.write_completions(deployed, asked, batch_size):
+        written: list[dict[str, Any]] = []
+
+        def show(record: dict[str, Any]) -> None:
             written.append(record)
             if not as_json:
-                typer.echo(json.dumps(record, ensure_ascii=False))
+                typer.echo(json_text(record))
                 sys.stdout.flush()
+
+        def document() -> None:
+            facts = {"policy": base.name, "decoder": rule.name, "users": len(users), "users_without": deployed.without}
+            finished = len(written) == len(asked)
+            typer.echo(json_text({**facts, "finished": finished, "completions": written}))
+
+        try:
+            single.write_completions(deployed, asked, batch_size, show)
+        except KeyboardInterrupt:
+            if as_json:
+                document()
+            raise
         if deployed.without and missing:
             typer.echo(f"{deployed.without} of {len(users)} users have {missing}.", err=True)
         if as_json:
-            facts = {"policy": base.name, "decoder": rule.name, "users": len(users), "users_without": deployed.without}
-            typer.echo(json.dumps({**facts, "completions": written}, ensure_ascii=False))
+            document()
 
 
 def _pairs(data: str, options: list[str] | None) -> PreferenceDataset:

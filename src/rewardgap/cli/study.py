@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rewardgap.cli.errors import reported
+from rewardgap.cli.errors import json_text, reported
 from rewardgap.cli.options import JsonOption, ThreadsOption
 
 if TYPE_CHECKING:
@@ -151,7 +150,7 @@ def _dry_run(study: StudySpec, folder: Path, as_json: bool) -> None:
         for cell in make_plan(bench).cells()
     ]
     if as_json:
-        typer.echo(json.dumps({"study": study.model_dump(), "cells": cells}, ensure_ascii=False))
+        typer.echo(json_text({"study": study.model_dump(), "cells": cells}))
         return
     typer.echo(study_yaml(study))
     for cell in cells:
@@ -186,7 +185,7 @@ def _publish(results: StudyResults, path: Path) -> None:
 
 def _show(results: StudyResults, folder: Path, as_json: bool, markdown: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(results.to_json(), ensure_ascii=False))
+        typer.echo(json_text(results.to_json()))
         return
     from rewardgap.report import tables
 

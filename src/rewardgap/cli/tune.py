@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rewardgap.cli.errors import reported
+from rewardgap.cli.errors import json_text, reported
 from rewardgap.cli.options import JsonOption, ThreadsOption
 from rewardgap.cli.study import OutputOption, SetOption
 
@@ -67,7 +66,7 @@ def tune(
         found = run_tuning(loaded, settings, folder, Terminal())
         _write(found, folder)
         if as_json:
-            typer.echo(json.dumps(found, ensure_ascii=False))
+            typer.echo(json_text(found))
             return
         from rich.console import Console
 

@@ -61,6 +61,12 @@ class ModelError(RewardGapError):
     exit_code = 4
 
 
+class OutOfMemoryError(RewardGapError, MemoryError):
+    """A batch takes more memory than there is; the message names the batch size that would fit."""
+
+    exit_code = 4
+
+
 class MissingExtraError(RewardGapError, ImportError):
     """An optional dependency is not installed; the message names the extra."""
 

@@ -157,10 +157,9 @@ _PARTS: dict[str, type] = {
 
 def deployment_label(row: ResultRow) -> str:
     """Return a short name for the deployment a row speaks of, for example 'lore · args_greedy λ=1 k=10'."""
+    weight = "" if row.guidance_weight is None else f" λ={row.guidance_weight:g}"
     if row.decoder is not None:
-        weight = "" if row.guidance_weight is None else f" λ={row.guidance_weight:g}"
         width = "" if row.top_k is None else f" k={row.top_k}"
         return f"{row.method} · {row.decoder}{weight}{width}"
-    if row.shots is not None:
-        return f"{row.method} {row.shots}"
-    return str(row.method)
+    shots = "" if row.shots is None else f" {row.shots}"
+    return f"{row.method}{shots}{weight}"

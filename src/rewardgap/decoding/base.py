@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 STATE_VALUES = "state values"
 TOKEN_REWARDS = "token rewards"
-"""Families of reward models: read on hidden states, so that every prefix has a value, or summed over tokens."""
+JUDGES = "judges"
+"""Families of reward models: read on hidden states, so that every prefix has a value; summed over tokens; or comparing
+whole texts, without a reward."""
 
 
 class Decoder(Protocol):

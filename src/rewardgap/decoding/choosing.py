@@ -49,7 +49,7 @@ class ChainRewards:
 
 def reward_chains(
     guide: Guide,
-    below: Undergrowth,
+    below: Undergrowth | None,
     chains: Sequence[Sequence[Chain]],
     values: Sequence[float],
     stop: StopRule,
@@ -59,7 +59,7 @@ def reward_chains(
 
     Args:
         guide: at the session's tips.
-        below: the nodes that were read.
+        below: the nodes that were read; needed by a guide that reads the policy's states.
         chains: of each row.
         values: the guide's reward at each tip.
         stop: an end token has the reward of the prefix it closes, unless the guide gives it one.
@@ -70,6 +70,7 @@ def reward_chains(
     """
     states = None
     if guide.reads_policy:
+        assert below is not None
         whole = zip(below.tokens, below.parents, chains, strict=True)
         tries = [Trie(tuple(t), tuple(p), tuple(tuple(c.nodes) for c in row)) for t, p, row in whole]
         states = below.all_states()

@@ -1,6 +1,7 @@
 """Contrastive decoding: among the tokens an adapted policy finds plausible, the one it wants most beyond its base.
 
-Adapted policy and base read the same texts as the two halves of one batch, so that one forward a step serves both.
+Adapted policy and base read along the same texts as the two halves of one batch, so that one forward a step serves
+both. What comes before the text, and through which adapter it is read, may differ between the halves.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from rewardgap.backbones.trie import build_trie
 from rewardgap.core.errors import ConfigError
 from rewardgap.numerics.topk import top_candidates
 from rewardgap.rewards.guide import NodeRewards
+from rewardgap.rewards.vocabulary_guide import Along, LogProbRewards
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +37,8 @@ POSITIONS = 64
 class Contrast:
     """Takes the plausible token with the highest contrast, from a batch whose second half reads along as the base.
 
-        argmax of log π_u(v) - α log π_0(v)   over v with π_u(v) ≥ plausibility · max π_u
+        argmax of log π_u(v) - α log π_0(v)                   over v with π_u(v) ≥ plausibility · max π_u
+        argmax of log π_u(v) + α (log π_u(v) - log π_0(v))    where `relative`, over the same v
 
     Rows come in two halves of equal size, the adapted policy's π_u and then the base's π_0 on the same texts. Both rows
     of a text get the same token, so they read, end and leave the batch together. Tokens that the stop rule forbids are
@@ -44,17 +47,19 @@ class Contrast:
     Args:
         alpha: α ≥ 0. At 0 the tokens are those of the adapted policy alone.
         plausibility: in (0, 1]; at 1 the tokens are those of the adapted policy alone.
+        relative: what α counts is how much more probable a token is to π_u than to π_0, not how improbable to π_0.
 
     Raises:
         ConfigError: if a value is out of range.
 
     Source: CoPe, arXiv 2506.12109: decoding by the implicit user reward, under the plausibility constraint of
         contrastive decoding, arXiv 2210.15097. Peer: cleverscent/CoPe, which gives implausible tokens a probability of
-        1e-8 in the place of none.
+        1e-8 in the place of none. The relative form is context-aware decoding, arXiv 2305.14739.
     """
 
     alpha: float = 0.1
     plausibility: float = 0.1
+    relative: bool = False
     name: str = "contrast"
     top_k: ClassVar[int | None] = None
     draws: ClassVar[bool] = False
@@ -69,8 +74,16 @@ class Contrast:
 
     @property
     def guidance_weight(self) -> float:
-        """Return α, the weight of -log π_0 against log π_u."""
+        """Return α, the weight of `reward` against log π_u."""
         return self.alpha
+
+    def reward(self, own: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+        """Return what a token with these log-probabilities under π_u and π_0 is worth, in nats."""
+        return own - base if self.relative else -base
+
+    def terms(self, own: Along, base: Along) -> tuple[tuple[float, Along], ...]:
+        """Return the same as a sum of log-probabilities, for rewards of every token."""
+        return ((1.0, own), (-1.0, base)) if self.relative else ((-1.0, base),)
 
     def plausible(self, own: torch.Tensor) -> torch.Tensor:
         """Return which of (..., V) tokens are plausible under π_u, given its log-probabilities."""
@@ -79,7 +92,7 @@ class Contrast:
     def choose(self, scores: torch.Tensor, uniforms: torch.Tensor | None) -> torch.Tensor:
         """Return the chosen token of each row of (2B, V) log-probabilities: B choices, twice."""
         own, base = scores.chunk(2)
-        contrast = torch.where(self.plausible(own), own - self.alpha * base, -torch.inf)
+        contrast = torch.where(self.plausible(own), own + self.alpha * self.reward(own, base), -torch.inf)
         best = own.masked_fill(contrast < contrast.max(-1, keepdim=True).values, -torch.inf)
         choice = (best == best.max(-1, keepdim=True).values).to(torch.uint8).argmax(-1)
         return torch.cat([choice, choice])
@@ -94,9 +107,9 @@ def contrast_traces(
 ) -> list[list[tuple[Trace, NodeRewards]]]:
     """Return what the rule says along given completions, and leave the session as it was.
 
-    A trace holds log π_u of the scored tokens and of every plausible token; the rewards beside it are those of the
-    base, R_t = -Σ_{s≤t} log π_0(y_s), so that log π_u + α (R_t - R_{t-1}) is the contrast. Positions have as many
-    plausible tokens as they have: the columns left over hold id -1 and log-probability -inf.
+    A trace holds log π_u of the scored tokens and of every plausible token; the rewards beside it are running sums of
+    the rule's, so that log π_u + α (R_t - R_{t-1}) is the contrast. Positions have as many plausible tokens as they
+    have: the columns left over hold id -1 and log-probability -inf.
 
     Args:
         session: prefilled with 2B prompts, two halves as in `Contrast`.
@@ -135,7 +148,7 @@ def _trace(
 ) -> tuple[Trace, NodeRewards]:
     """Return the trace of one completion of T scored tokens from (T, D) states of both halves."""
     scored = torch.tensor(tokens, device=own_states.device)[:, None]
-    golds, base_golds, ids, values, base_values = [], [], [], [], []
+    golds, gains, ids, values, gained = [], [], [], [], []
     for begin in range(0, len(tokens), POSITIONS):
         part = slice(begin, begin + POSITIONS)
         own, base = (backbone.log_probs(states[part]).double() for states in (own_states, base_states))
@@ -143,19 +156,20 @@ def _trace(
         best, index = top_candidates(own, int(plausible.sum(-1).max()))
         kept = plausible.gather(-1, index)
         golds.append(own.gather(-1, scored[part]))
-        base_golds.append(base.gather(-1, scored[part]))
+        gains.append(rule.reward(golds[-1], base.gather(-1, scored[part])))
         ids.append(index.masked_fill(~kept, -1))
         values.append(best.masked_fill(~kept, -torch.inf))
-        base_values.append(base.gather(-1, index).masked_fill(~kept, 0.0))
+        gained.append(rule.reward(best, base.gather(-1, index)).masked_fill(~kept, 0.0))
     width = max(part.shape[-1] for part in ids)
-    candidates, candidate_log_probs, base_log_probs = (
+    candidates, candidate_log_probs, candidate_gains = (
         np.concatenate([_widened(part, width, filler) for part in parts])
-        for parts, filler in ((ids, -1), (values, -np.inf), (base_values, 0.0))
+        for parts, filler in ((ids, -1), (values, -np.inf), (gained, 0.0))
     )
-    gains = -torch.cat(base_golds).flatten().cpu().numpy()
-    prefixes = np.concatenate([[0.0], np.cumsum(gains)])
+    prefixes = np.concatenate([[0.0], np.cumsum(torch.cat(gains).flatten().cpu().numpy())])
     trace = Trace(np.array(tokens, np.int64), torch.cat(golds).flatten().cpu().numpy(), candidates, candidate_log_probs)
-    return trace, NodeRewards(prefixes, prefixes[:-1, None] - base_log_probs)
+    own_along, base_along = (Along(backbone, states) for states in (own_states, base_states))
+    whole = LogProbRewards(own_along, rule.terms(own_along, base_along))
+    return trace, NodeRewards(prefixes, prefixes[:-1, None] + candidate_gains, whole)
 
 
 def _widened(values: torch.Tensor, width: int, filler: float) -> NDArray[Any]:

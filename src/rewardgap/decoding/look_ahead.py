@@ -4,21 +4,25 @@ The unguided policy is the draft of the guided one. It writes a few tokens by it
 of them, with the other candidates of every step beside them, as one tree; up to and including the first step at which
 guidance takes another token, the steps are those of the loop that asks at every step. Draws are no exception: a step's
 random number is the row's, so the draft under it is known, and so is the guided choice.
+
+Where two rewards cannot differ by more than R, and the best score wins, a candidate whose log π lies more than |λ| R
+below the best one's cannot win: it is left out of the tree.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from rewardgap.backbones.trie import ROOT, Trie, siblings
-from rewardgap.core.errors import ConfigError
+from rewardgap.decoding.horizon import Horizon
 from rewardgap.decoding.outcome import (
+    NEAR_TIE,
     Decoded,
     StopRule,
-    Uniforms,
     Watch,
     candidates_of,
     check_fluency,
@@ -26,74 +30,19 @@ from rewardgap.decoding.outcome import (
     step_facts,
 )
 from rewardgap.numerics.guidance import guided_scores
+from rewardgap.rewards.guide import BoundedGuide
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rewardgap.backbones.session import TrieSession
     from rewardgap.decoding.base import Decoder
+    from rewardgap.decoding.horizon import LookAhead
+    from rewardgap.decoding.rows import Rows
     from rewardgap.rewards.guide import Guide
 
-NODE_COST = {"cpu": 0.03, "cuda": 0.004}
-"""Assumed, not measured here: they decide how far is looked ahead, never what is written."""
 RUNNERS_UP = 2
 """Candidates that the policy reads beside its draft where it decodes one row: three cost it about as much as one."""
-
-
-@dataclass(frozen=True)
-class LookAhead:
-    """How far to look.
-
-    A pass over n tokens of a network of W weights is taken to cost W (1 + node_cost · n): reading the weights, and the
-    arithmetic. With a share p of drafts that guidance lets stand, m steps ahead give (1 - p^m) / (1 - p) tokens for m
-    passes of the policy and one of the guide; m is the one that costs least a token. p is estimated as decoding goes.
-    The costs are given, not timed, so that the same command takes the same steps.
-
-    Args:
-        most: steps at most.
-        node_cost: of one token in a pass, against reading the weights once; by device unless given.
-        fixed: always look this far, whatever it costs.
-
-    Raises:
-        ConfigError: if a value is out of range.
-    """
-
-    most: int = 8
-    node_cost: float | None = None
-    fixed: int | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        for name, value in (("most", self.most), ("fixed", self.fixed)):
-            if value is not None and value < 1:
-                raise ConfigError(f"look-ahead {name} must be at least 1, got {value}.")
-        if self.node_cost is not None and not self.node_cost >= 0:
-            raise ConfigError(f"look-ahead node_cost must be at least 0, got {self.node_cost}.")
-
-    def steps(self, stands: float, rows: int, width: int, weights: tuple[float, float], device: str) -> int:
-        """Return the number of steps that cost least a token.
-
-        Args:
-            stands: p, the share of drafts that stand.
-            rows: B.
-            width: nodes that the guide reads a step and row.
-            weights: of policy and guide.
-            device: decides the cost of a node where none is given.
-        """
-        if self.fixed is not None:
-            return self.fixed
-        cost = NODE_COST.get(device, NODE_COST["cuda"]) if self.node_cost is None else self.node_cost
-        policy, guide = weights
-
-        def a_token(steps: int) -> float:
-            tokens = sum(stands**i for i in range(steps))
-            return (steps * policy * (1 + cost * rows) + guide * (1 + cost * rows * steps * width)) / tokens
-
-        return min(range(1, self.most + 1), key=lambda steps: (a_token(steps), steps))
-
-
-LOOK_AHEAD = LookAhead()
-_PRIOR_STOOD, _PRIOR_SEEN = 4.0, 5.0
 
 
 @dataclass
@@ -133,49 +82,53 @@ class _Draft:
 
 
 def decode_ahead(
-    session: TrieSession,
-    tip_states: torch.Tensor,
-    decoder: Decoder,
-    stop: StopRule,
-    guide: Guide,
-    uniforms: Uniforms | None,
-    look_ahead: LookAhead,
-    watch: Watch | None = None,
+    rows: Rows, guide: Guide, decoder: Decoder, stop: StopRule, look_ahead: LookAhead, watch: Watch | None = None
 ) -> list[Decoded]:
-    """Generate until every row has ended; the arguments are those of `decode`, the tokens those of its loop.
+    """Generate until every row has ended: the tokens of `decode`, whose arguments these are, with fewer readings.
 
     Raises:
         ModelError: if a reward on a row's way is NaN or infinite, or the policy's logits are.
     """
-    out = [Decoded() for _ in range(session.rows)]
-    alive = list(range(session.rows))
-    values, states = guide.start(tip_states).double(), tip_states
-    stood, seen = _PRIOR_STOOD, _PRIOR_SEEN
-    weights = (session.backbone.num_weights, guide.num_weights)
+    session, out = rows.session, rows.out
+    width = min(decoder.top_k or session.backbone.vocabulary, session.backbone.vocabulary)
+    horizon = Horizon(
+        look_ahead,
+        policy=session.backbone.num_weights,
+        guide=guide.num_weights,
+        nodes=width if guide.reads_candidates else 1,
+        draws=decoder.draws,
+        device=rows.states.device.type,
+    )
+    reach = _reach(decoder, guide)
     while True:
+        alive = rows.alive
+        assert rows.values is not None
         left = [stop.max_new_tokens - out[row].steps for row in alive]
-        width = min(decoder.top_k or session.backbone.vocabulary, session.backbone.vocabulary)
-        nodes = width if guide.reads_candidates else 1
-        steps = look_ahead.steps(stood / seen, len(alive), nodes, weights, states.device.type)
-        draft = _write(session, states, decoder, stop, [out[row].steps for row in alive], alive, uniforms,
-                       [max(1, min(steps, guide.steps_ahead(width), session.free, room)) for room in left])  # fmt: skip
-        tries, places = _trees(draft)
-        rewards = _rewards(guide, tries, places, draft, values, stop)
-        scores = guided_scores(draft.fluency.flatten(0, 1), rewards.flatten(0, 1), decoder.guidance_weight)
-        drawn = None
-        if uniforms is not None:
-            drawn = torch.stack([_numbers(uniforms, alive, out, t, states) for t in range(draft.picks.shape[1])], 1)
-        choice = decoder.choose(scores, None if drawn is None else drawn.flatten()).reshape(draft.picks.shape)
+        room = min(horizon.limit, guide.steps_ahead(width), session.free)
+        draft = _write(rows, decoder, stop, [max(1, min(room, more)) for more in left], horizon)
+        near = draft.fluency >= draft.fluency.max(-1, keepdim=True).values - reach
+        tries, places = _trees(draft, near)
+        rewards = _rewards(guide, tries, places, draft, rows.values, stop)
+        fluency = draft.fluency.masked_fill(~near, -torch.inf)
+        scores = guided_scores(fluency.flatten(0, 1), rewards.flatten(0, 1), decoder.guidance_weight)
+        numbers = [number for t in range(draft.picks.shape[1]) if (number := rows.drawn(t)) is not None]
+        drawn = torch.stack(numbers, 1).flatten() if numbers else None
+        choice = decoder.choose(scores, drawn).reshape(draft.picks.shape)
         taken = _taken(draft, choice)
         paths = [[*range(n - 1), places[row][n - 1][int(choice[row, n - 1])]] for row, n in enumerate(taken)]
-        kept = _record(draft, choice, taken, scores, rewards, decoder, stop, alive, out, watch)
-        for row, n in enumerate(taken):
-            stood += n - 1 + int(choice[row, n - 1] == draft.picks[row, n - 1])
-            seen += n
-        if not kept:
-            return out
+        if reach < math.inf:
+            for row, lost in zip(alive, _pruned(draft, near, taken), strict=True):
+                out[row].pruned = (out[row].pruned or 0) + lost
+        before = [len(out[row].reward_spread) for row in alive]
+        kept = _record(draft, choice, taken, scores, rewards, near, decoder, stop, alive, out, watch)
         picked = choice.tolist()
         nodes_read = [draft.node(row, n - 1, picked[row][n - 1]) for row, n in enumerate(taken)]
+        for row, n in enumerate(taken):
+            covered = nodes_read[row] is not None if draft.width > 1 and n < draft.lengths[row] else None
+            stood = n - int(choice[row, n - 1] != draft.picks[row, n - 1])
+            horizon.learn(n, stood, out[alive[row]].reward_spread[before[row] :], covered)
+        if not kept:
+            return out
         session.commit([draft.path(row, n, nodes_read[row]) for row, n in enumerate(taken)], draft.begin)
         guide.commit(paths)
         last = torch.tensor([n - 1 for n in taken], device=choice.device)
@@ -185,13 +138,23 @@ def decode_ahead(
         known = [
             None if nodes_read[row] is None else draft.states[taken[row] - 1][row, nodes_read[row]] for row in kept
         ]
-        if len(kept) < len(alive):
-            session.select(kept)
-            guide.select(kept)
-            index = torch.tensor(kept, device=values.device)
-            values, tokens = values[index], tokens[index]
-            alive = [alive[place] for place in kept]
-        states = _read(session, tokens.tolist(), known)
+        index = rows.select(kept)
+        rows.values = values[index]
+        rows.states = _read(session, tokens[index].tolist(), known)
+        rows.refill()
+
+
+def _reach(decoder: Decoder, guide: Guide) -> float:
+    """Return how far below the best log π a candidate may lie to win or to come within a near tie; inf for any."""
+    if decoder.draws or not isinstance(guide, BoundedGuide):
+        return math.inf
+    return abs(decoder.guidance_weight) * guide.span + NEAR_TIE if guide.span < math.inf else math.inf
+
+
+def _pruned(draft: _Draft, near: torch.Tensor, taken: Sequence[int]) -> list[int]:
+    """Return how many candidates of each row's steps that stand were left out."""
+    lost = (~near & torch.isfinite(draft.fluency)).sum(-1).tolist()
+    return [sum(counts[:n]) for counts, n in zip(lost, taken, strict=True)]
 
 
 def _read(session: TrieSession, tokens: Sequence[int], known: Sequence[torch.Tensor | None]) -> torch.Tensor:
@@ -206,21 +169,15 @@ def _read(session: TrieSession, tokens: Sequence[int], known: Sequence[torch.Ten
     return torch.stack([state for state in known if state is not None])
 
 
-def _write(
-    session: TrieSession,
-    states: torch.Tensor,
-    decoder: Decoder,
-    stop: StopRule,
-    done: Sequence[int],
-    alive: Sequence[int],
-    uniforms: Uniforms | None,
-    lengths: Sequence[int],
-) -> _Draft:
-    """Let the policy write by itself, each row until its length or a token that ends it."""
+def _write(rows: Rows, decoder: Decoder, stop: StopRule, lengths: Sequence[int], horizon: Horizon) -> _Draft:
+    """Let the policy write by itself, each row until its length, a token that ends it, or the horizon."""
+    session, states, alive = rows.session, rows.states, rows.alive
+    done = [rows.out[row].steps for row in alive]
     width = 1
     if len(alive) == 1 and decoder.top_k is not None and session.free > max(lengths) * (1 + RUNNERS_UP):
         width = min(1 + RUNNERS_UP, decoder.top_k, session.backbone.vocabulary)
     session.reserve(max(lengths) * width)
+    horizon.begin(len(alive), width)
     begin, parents, limits = session.forest.length, list(session.tips), list(lengths)
     closers, ends = torch.tensor(stop.closers, device=states.device), set(stop.closers)
     fluency, candidates, picks = [], [], []
@@ -234,10 +191,7 @@ def _write(
             log_probs[torch.tensor(early, device=states.device)[:, None], closers] = -torch.inf
         best, ids = candidates_of(log_probs, decoder.top_k)
         check_fluency(best[going], [alive[row] for row in going])
-        drawn = None
-        if uniforms is not None:
-            drawn = uniforms.at(alive, [number + step for number in done], states.device)
-        pick = decoder.choose(best.double(), drawn)
+        pick = decoder.choose(best.double(), rows.drawn(step))
         fluency.append(best)
         candidates.append(ids)
         picks.append(pick)
@@ -245,14 +199,16 @@ def _write(
         for row in going:
             if tokens[row] in ends:
                 limits[row] = step + 1
-        further = [step + 1 < limit for limit in limits]
-        if not any(further):
+        onward = horizon.goes_on(best, [row for row, limit in enumerate(limits) if step + 1 < limit])
+        limits = [limit if row in onward else min(limit, step + 1) for row, limit in enumerate(limits)]
+        if not onward:
             break
+        further = [row in onward for row in range(len(limits))]
         chosen = pick.tolist()
         order = [[at, *[other for other in range(width) if other != at][: width - 1]] for at in chosen]
         read.append(order)
-        rows = zip(ids.tolist(), order, parents, further, strict=True)
-        blocks = [siblings([row[at] for at in places] if goes else [], parent) for row, places, parent, goes in rows]
+        parts = zip(ids.tolist(), order, parents, further, strict=True)
+        blocks = [siblings([row[at] for at in places] if goes else [], parent) for row, places, parent, goes in parts]
         nodes.append(session.extend(blocks))
         states = nodes[-1][:, 0]
         parents = [begin + step * width if goes else parent for parent, goes in zip(parents, further, strict=True)]
@@ -261,20 +217,25 @@ def _write(
     )
 
 
-def _trees(draft: _Draft) -> tuple[list[Trie], list[list[list[int]]]]:
-    """Return the trie of each row (the draft first, then the other candidates), and the node of each candidate."""
+def _trees(draft: _Draft, near: torch.Tensor) -> tuple[list[Trie], list[list[list[int]]]]:
+    """Return the trie of each row (the draft first, then the other candidates), and the node of each candidate.
+
+    What is not near has no node; the first drafted one stands in its place.
+    """
     tries, places = [], []
-    for row, (ids, picks) in enumerate(zip(draft.candidates.tolist(), draft.picks.tolist(), strict=True)):
+    parts = zip(draft.candidates.tolist(), draft.picks.tolist(), near.tolist(), strict=True)
+    for row, (ids, picks, wanted) in enumerate(parts):
         length = draft.lengths[row]
         tokens = [ids[step][picks[step]] for step in range(length)]
         parents = [ROOT, *range(length - 1)]
         nodes: list[list[int]] = []
         for step in range(length):
             begin = len(tokens)
-            others = [token for at, token in enumerate(ids[step]) if at != picks[step]]
-            tokens += others
+            others = [at for at, near_by in enumerate(wanted[step]) if near_by and at != picks[step]]
+            tokens += [ids[step][at] for at in others]
             parents += [parents[step]] * len(others)
-            nodes.append([*range(begin, begin + picks[step]), step, *range(begin + picks[step], begin + len(others))])
+            place = {picks[step]: step, **{at: begin + number for number, at in enumerate(others)}}
+            nodes.append([place.get(at, 0) for at in range(len(ids[step]))])
         tries.append(Trie(tuple(tokens), tuple(parents), ()))
         places.append(nodes)
     return tries, places
@@ -301,12 +262,6 @@ def _rewards(
     return torch.where(ends, before[..., None], rewards)
 
 
-def _numbers(
-    uniforms: Uniforms, alive: Sequence[int], out: Sequence[Decoded], step: int, states: torch.Tensor
-) -> torch.Tensor:
-    return uniforms.at(alive, [out[row].steps + step for row in alive], states.device)
-
-
 def _taken(draft: _Draft, choice: torch.Tensor) -> list[int]:
     """Return how many steps of each row stand: up to and including the first that guidance decides otherwise."""
     same = (choice == draft.picks).tolist()
@@ -322,6 +277,7 @@ def _record(
     taken: Sequence[int],
     scores: torch.Tensor,
     rewards: torch.Tensor,
+    near: torch.Tensor,
     decoder: Decoder,
     stop: StopRule,
     alive: Sequence[int],
@@ -336,7 +292,8 @@ def _record(
     check_rewards(flat, owners)
     facts = None
     if flat.shape[-1] > 1:
-        facts = step_facts(scores[steps], draft.fluency.flatten(0, 1)[steps], flat * decoder.guidance_weight)
+        fluency, rewarded = draft.fluency.flatten(0, 1)[steps], near.flatten(0, 1)[steps]
+        facts = step_facts(scores[steps], fluency, flat * decoder.guidance_weight, rewarded)
     picked = choice.flatten()[steps]
     tokens = draft.candidates.flatten(0, 1)[steps].gather(-1, picked[:, None]).flatten().tolist()
     best = draft.candidates.flatten(0, 1)[steps, 0].tolist()

@@ -13,18 +13,19 @@ import torch
 
 from rewardgap.backbones.trie import siblings
 from rewardgap.decoding.base import Search
-from rewardgap.decoding.look_ahead import LOOK_AHEAD, LookAhead, decode_ahead
+from rewardgap.decoding.horizon import LOOK_AHEAD, LookAhead
+from rewardgap.decoding.look_ahead import decode_ahead
 from rewardgap.decoding.outcome import (
     NEAR_TIE,
     Decoded,
     StopRule,
-    Uniforms,
     Watch,
     candidates_of,
     check_fluency,
     check_rewards,
     step_facts,
 )
+from rewardgap.decoding.rows import Feed, Rows
 from rewardgap.numerics.guidance import guided_scores
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from rewardgap.decoding.base import Decoder
     from rewardgap.rewards.guide import Guide
 
-__all__ = ["LOOK_AHEAD", "NEAR_TIE", "Decoded", "LookAhead", "StopRule", "Watch", "decode"]
+__all__ = ["LOOK_AHEAD", "NEAR_TIE", "Decoded", "Feed", "LookAhead", "StopRule", "Watch", "decode"]
 
 
 def decode(
@@ -47,6 +48,7 @@ def decode(
     seeds: Sequence[int] = (),
     look_ahead: LookAhead | None = LOOK_AHEAD,
     watch: Watch | None = None,
+    feed: Feed | None = None,
 ) -> list[Decoded]:
     """Generate until every row has ended.
 
@@ -60,16 +62,22 @@ def decode(
         look_ahead: how many steps a guide with a network of its own is asked about at once; None for one. The tokens
             are the same.
         watch: called after each token of each row.
+        feed: where further rows come from, which take the places of those that ended; not for searches.
+
+    Returns:
+        What each row holds: the session's, then those of the feed as they came.
 
     Raises:
         ModelError: if a reward is NaN or infinite, or the policy's logits are; the message names the row.
     """
     if decoder.draws and len(seeds) != session.rows:
         raise ValueError(f"{len(seeds)} seeds for {session.rows} rows.")
-    uniforms = Uniforms(seeds) if decoder.draws else None
     with torch.no_grad():
         if isinstance(decoder, Search):
+            if feed is not None:
+                raise ValueError(f"{decoder.name} searches: no rows enter its batch.")
             return decoder.search(session, tip_states, stop, guide, seeds, watch)
+        rows = Rows(session, tip_states, guide, seeds if decoder.draws else None, feed)
         # Without weights to read there is nothing that steps could share.
         if (
             guide is not None
@@ -77,52 +85,43 @@ def decode(
             and not guide.reads_policy
             and (guide.num_weights or look_ahead.fixed)
         ):
-            return decode_ahead(session, tip_states, decoder, stop, guide, uniforms, look_ahead, watch)
-        return _step_by_step(session, tip_states, decoder, stop, guide, uniforms, watch)
+            return decode_ahead(rows, guide, decoder, stop, look_ahead, watch)
+        return _step_by_step(rows, guide, decoder, stop, watch)
 
 
 def _step_by_step(
-    session: TrieSession,
-    tip_states: torch.Tensor,
-    decoder: Decoder,
-    stop: StopRule,
-    guide: Guide | None,
-    uniforms: Uniforms | None,
-    watch: Watch | None,
+    rows: Rows, guide: Guide | None, decoder: Decoder, stop: StopRule, watch: Watch | None
 ) -> list[Decoded]:
-    out = [Decoded() for _ in range(session.rows)]
-    alive = list(range(session.rows))
-    values = guide.start(tip_states).double() if guide is not None else None
-    states = tip_states
-    ends = torch.tensor(stop.end_ids, device=states.device)
-    closers = torch.tensor(stop.closers, device=states.device)
-    for step in range(stop.max_new_tokens):
-        log_probs = session.backbone.log_probs(states)
-        if step < stop.min_new_tokens:
-            log_probs[:, closers] = -torch.inf
+    session, out, device = rows.session, rows.out, rows.states.device
+    ends, closers = torch.tensor(stop.end_ids, device=device), torch.tensor(stop.closers, device=device)
+    while rows.alive:
+        alive = rows.alive
+        log_probs = session.backbone.log_probs(rows.states)
+        early = [place for place, row in enumerate(alive) if out[row].steps < stop.min_new_tokens]
+        if early:
+            log_probs[torch.tensor(early, device=device)[:, None], closers] = -torch.inf
         fluency, candidates = candidates_of(log_probs, decoder.top_k)
         check_fluency(fluency, alive)
-        nodes = None
+        nodes, width = None, candidates.shape[-1]
         if guide is None:
             scores = fluency.double()
         else:
-            assert values is not None
-            width = candidates.shape[-1]
             if guide.reads_policy:
-                rows = candidates.tolist()
-                nodes = session.extend([siblings(r, tip) for r, tip in zip(rows, session.tips, strict=True)])
+                session.reserve(width)
+                ids = candidates.tolist()
+                nodes = session.extend([siblings(row, tip) for row, tip in zip(ids, session.tips, strict=True)])
             rewards = guide.candidates(candidates, nodes).double()
             if not guide.rewards_ends:
-                rewards = torch.where(torch.isin(candidates, ends), values[:, None], rewards)
+                assert rows.values is not None
+                rewards = torch.where(torch.isin(candidates, ends), rows.values[:, None], rewards)
             check_rewards(rewards, alive)
             scores = guided_scores(fluency, rewards, decoder.guidance_weight)
-        drawn = None if uniforms is None else uniforms.at(alive, [step] * len(alive), states.device)
-        choice = decoder.choose(scores, drawn)
+        choice = decoder.choose(scores, rows.drawn())
         chosen = candidates.gather(-1, choice[:, None]).flatten()
         picks, tokens = choice.tolist(), chosen.tolist()
         if guide is not None:
-            values = rewards.gather(-1, choice[:, None]).flatten()
-            for row, value in zip(alive, values.tolist(), strict=True):
+            rows.values = rewards.gather(-1, choice[:, None]).flatten()
+            for row, value in zip(alive, rows.values.tolist(), strict=True):
                 out[row].reward = value
                 out[row].guide_passes += 1
             if width > 1:
@@ -135,23 +134,20 @@ def _step_by_step(
                 watch(row, out[row])
         if not kept:
             break
-        index = torch.tensor(kept, device=states.device)
         if guide is not None:
             guide.keep(picks, tokens)
         if nodes is not None:
             session.keep(picks, width)
-            states = nodes[torch.arange(len(alive), device=states.device), choice]
-        if len(kept) < len(alive):
-            session.select(kept)
-            alive = [alive[place] for place in kept]
-            chosen = chosen[index]
-            values = values[index] if values is not None else None
-            if nodes is not None:
-                states = states[index]
-            if guide is not None:
-                guide.select(kept)
+            rows.states = nodes[torch.arange(len(alive), device=device), choice]
+        index = rows.select(kept)
+        if rows.values is not None:
+            rows.values = rows.values[index]
         if nodes is None:
-            blocks = [siblings([token], tip) for token, tip in zip(chosen.tolist(), session.tips, strict=True)]
-            states = session.extend(blocks)[:, 0]
-            session.keep([0] * len(alive), 1)
+            session.reserve(1)
+            blocks = [siblings([token], tip) for token, tip in zip(chosen[index].tolist(), session.tips, strict=True)]
+            rows.states = session.extend(blocks)[:, 0]
+            session.keep([0] * len(kept), 1)
+        else:
+            rows.states = rows.states[index]
+        rows.refill()
     return out

@@ -57,14 +57,17 @@ class Decoded:
         steps: tokens chosen, an end token included.
         alternatives: step -> the policy's best token, where guidance took another.
         near_ties: steps whose two best scores lay within 2e-4: another batch may choose the other.
-        reward_spread: per step, standard deviation over the candidates of λ r.
-        fluency_spread: per step, standard deviation over the candidates of log π.
+        reward_spread: per step, standard deviation of λ r over the candidates that were rewarded.
+        fluency_spread: per step, standard deviation of log π over the candidates; 0 where one alone was rewarded.
         reward: the guide's reward of the finished prefix; None without a guide.
         guide_passes: times that candidates of this row were rewarded; below `steps` where several steps shared one.
         drafted: tokens that the policy proposed to them.
+        pruned: candidates that no reward could have made win, so that none was read; None where rewards have no bound.
         proposed: pieces longer than a token that were judged; 0 where single tokens are chosen.
         distinct: how many of them were different from those of the same choice.
         accepted: how many of them were taken.
+        questions: pairs of texts that a judge compared; None where a reward decided.
+        ties: how many of them it could not tell apart.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -77,9 +80,12 @@ class Decoded:
     reward: float | None = None
     guide_passes: int = 0
     drafted: int = 0
+    pruned: int | None = None
     proposed: int = 0
     distinct: int = 0
     accepted: int = 0
+    questions: int | None = None
+    ties: int | None = None
 
     @property
     def changed(self) -> int:
@@ -116,8 +122,14 @@ class Uniforms:
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
-        self._generators = [np.random.Generator(np.random.PCG64(seed)) for seed in seeds]
-        self._drawn: list[list[float]] = [[] for _ in seeds]
+        self._generators: list[np.random.Generator] = []
+        self._drawn: list[list[float]] = []
+        self.add(seeds)
+
+    def add(self, seeds: Sequence[int]) -> None:
+        """Add rows behind those that are there."""
+        self._generators += [np.random.Generator(np.random.PCG64(seed)) for seed in seeds]
+        self._drawn += [[] for _ in seeds]
 
     def at(self, rows: Sequence[int], steps: Sequence[int], device: torch.device) -> torch.Tensor:
         """Return (B,) numbers in [0, 1), float64."""
@@ -136,19 +148,25 @@ def candidates_of(log_probs: torch.Tensor, top_k: int | None) -> tuple[torch.Ten
     return log_probs, ids.expand(log_probs.shape)
 
 
-def step_facts(scores: torch.Tensor, fluency: torch.Tensor, weighted: torch.Tensor) -> list[StepFacts]:
+def step_facts(
+    scores: torch.Tensor, fluency: torch.Tensor, weighted: torch.Tensor, rewarded: torch.Tensor | None = None
+) -> list[StepFacts]:
     """Return what is to be noted of N steps.
 
     Args:
         scores: (N, K) of the candidates, K ≥ 2.
         fluency: (N, K) log π; -inf marks what may not be chosen.
         weighted: (N, K) λ r.
+        rewarded: (N, K) which have a reward; None for all.
     """
     best = torch.topk(scores, 2, dim=-1).values
     seen = torch.isfinite(fluency)
-    spreads = torch.stack([_spread(weighted.double(), seen), _spread(fluency.double(), seen)], -1).tolist()
+    read = seen if rewarded is None else seen & rewarded
+    compared = read.sum(-1) > 1
+    spreads = [_spread(weighted.double(), read), torch.where(compared, _spread(fluency.double(), seen), 0.0)]
     close = (best[:, 0] - best[:, 1] < NEAR_TIE).tolist()
-    return [StepFacts(near, *pair) for near, pair in zip(close, spreads, strict=True)]
+    pairs = torch.stack(spreads, -1).tolist()
+    return [StepFacts(near, *pair) for near, pair in zip(close, pairs, strict=True)]
 
 
 def _spread(values: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from rewardgap.core.store import cache_root, content_hash, write_bytes
 from rewardgap.decoding.chains import Chain
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from rewardgap.decoding.outcome import StopRule
@@ -62,6 +62,32 @@ class PoolCache:
             "closed": torch.tensor([chain.closed for chain in chains]),
         }
         write_bytes(self._path(key), save(tensors))
+
+    def filled(
+        self, keys: Sequence[str], n: int, draw: Callable[[list[range]], Sequence[Sequence[Chain]]]
+    ) -> tuple[list[list[Chain]], list[int]]:
+        """Return the first n samples of each pool, those that were missing drawn and kept.
+
+        Args:
+            keys: name of each row's pool; rows of one pool draw it once.
+            n: samples.
+            draw: given the numbers of the samples that each row is to draw, returns them.
+
+        Returns:
+            The samples of each row, and how many tokens were drawn for it now.
+        """
+        pools = {key: self.load(key) for key in keys}
+        first = {key: row for row, key in reversed(list(enumerate(keys)))}
+        missing = [range(len(pools[key]), n) if first[key] == row else range(0) for row, key in enumerate(keys)]
+        drafted = [0] * len(keys)
+        if any(missing):
+            for row, (key, fresh) in enumerate(zip(keys, draw(missing), strict=True)):
+                if fresh:
+                    drafted[row] = sum(len(chain.tokens) for chain in fresh)
+                    pools[key] = [*pools[key], *fresh]
+                    self.save(key, pools[key])
+        copies = [[Chain(c.tokens, [], c.log_prob, c.closed, True) for c in pools[key][:n]] for key in keys]
+        return copies, drafted
 
     def _path(self, key: str) -> Path:
         return self._root / key[:2] / f"{key}.safetensors"

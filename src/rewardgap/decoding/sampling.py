@@ -21,6 +21,11 @@ Place = tuple[int, int]
 """A row of a batch, and one of its streams of random numbers."""
 
 
+def stream_seed(seed: int, stream: int) -> int:
+    """Return the seed of one of a row's streams of random numbers; stream 0 has the row's own."""
+    return child_seed(seed, "chain", stream) if stream else seed
+
+
 class Streams:
     """The random numbers of many chains of each row: number t of a stream decides token t of the row's text there.
 
@@ -44,7 +49,7 @@ class Streams:
     def _number(self, place: Place, step: int) -> float:
         if place not in self._generators:
             row, stream = place
-            seed = child_seed(self._seeds[row], "chain", stream) if stream else self._seeds[row]
+            seed = stream_seed(self._seeds[row], stream)
             self._generators[place], self._drawn[place] = np.random.Generator(np.random.PCG64(seed)), []
         drawn = self._drawn[place]
         while len(drawn) <= step:

@@ -46,6 +46,8 @@ VARIANTS: tuple[Variant, ...] = (
 )
 VARIANT_NAMES: tuple[str, ...] = tuple(variant.name for variant in VARIANTS)
 HEADLINE = "rgd_topk"
+FULL_VARIANTS = ("rgd_full", "mean_rgd_full")
+"""Those that need the reward of every token of the vocabulary."""
 
 
 def policy_scores(
@@ -62,6 +64,7 @@ def policy_scores(
     full_log_probs: ArrayLike | None = None,
     full_rewards: ArrayLike | None = None,
     gold_ids: ArrayLike | None = None,
+    log_normalisers: ArrayLike | None = None,
     temperature: float = 1.0,
 ) -> dict[str, float]:
     """Return the score of one completion under every variant that the arrays allow.
@@ -87,6 +90,8 @@ def policy_scores(
         full_log_probs: (T, V) log-probabilities over the vocabulary, for the `rgd_full` forms.
         full_rewards: (T, V) their rewards; None is legal at λ = 0.
         gold_ids: (T,) column of the scored token in the full arrays.
+        log_normalisers: (T,) log Σ_v e^{q_t(v)} over the vocabulary, for the `rgd_full` forms where the full arrays
+            are too large; formed with increments, R_t(v) - R_{t-1}, since that is what the scored token gets beside it.
         temperature: τ of the stochastic decoder.
 
     Returns:
@@ -94,7 +99,8 @@ def policy_scores(
         kept, and the margin of two of them is NaN: a pair that the policy cannot produce is not a tie.
 
     Raises:
-        ShapeError: if a shape is not as stated, or the scored token's column is not a candidate.
+        ShapeError: if a shape is not as stated, the scored token's column is not a candidate, or both full arrays and
+            normalisers are given.
         ConfigError: if λ is not finite, τ is not positive, or the cover rule is unknown.
 
     Source: the token score of ARGS (Khanov et al. 2024); the sums and normalisers are spelled out since the choice
@@ -106,6 +112,8 @@ def policy_scores(
         raise ConfigError(f"temperature is {temperature}; expected above 0.")
     if cover not in COVER_RULES:
         raise ConfigError(f"cover is '{cover}'; expected one of {', '.join(COVER_RULES)}.")
+    if full_log_probs is not None and log_normalisers is not None:
+        raise ShapeError("full_log_probs and log_normalisers both came; give one of them.")
     gold = np.asarray(log_probs, dtype=np.float64)
     if gold.ndim != 1:
         raise ShapeError(f"log_probs has shape {gold.shape}, expected (T,).")
@@ -127,6 +135,11 @@ def policy_scores(
             full_log_probs, full_rewards, None, gold_ids, guidance_weight, temperature, num, prefix="full"
         )
         totals["rgd_full"] = float(_log_softmax_at(scores, columns).sum())
+    if log_normalisers is not None:
+        below = _shaped(log_normalisers, (num,), "log_normalisers", "(T,)")
+        # λ = 0 is the base policy whatever the rewards are.
+        gained = guidance_weight * np.diff(rewards) if guidance_weight != 0 else 0.0
+        totals["rgd_full"] = float(((gold + gained) / temperature - below).sum())
     means = {"rgd_topk": "mean_rgd_topk", "rgd_full": "mean_rgd_full", "raw_delta": "mean_delta"}
     means |= {"raw_value": "mean_value", "base": "mean_base"}
     named = totals | {means[name]: total / max(num, 1) for name, total in totals.items()}

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from rewardgap.backbones.memory import SessionPlan, check_memory
 from rewardgap.backbones.serving import ServedBackbone
 from rewardgap.backbones.session import TrieSession
-from rewardgap.backbones.traces import NODES_PER_ROW
-from rewardgap.core.errors import ConfigError, DataError
+from rewardgap.backbones.traces import LOGIT_ROWS, NODES_PER_ROW
+from rewardgap.core.errors import ConfigError, DataError, NotScorableError
 from rewardgap.core.records import SOURCE_SLOT, prompt_text
 from rewardgap.core.seeds import child_seed
 from rewardgap.decoding.base import Search
 from rewardgap.decoding.outcome import StopRule
-from rewardgap.metrics.policy_accuracy import HEADLINE, VARIANT_NAMES
+from rewardgap.metrics.policy_accuracy import FULL_VARIANTS, HEADLINE, VARIANT_NAMES
 from rewardgap.policies.run import Generation, PolicyRun, Prepared
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ class AdaptedPolicy(ABC):
     name: str = ""
     servable: bool = False
     """Whether it needs no more of the policy than what it writes and how probable it finds a text."""
+    rows_a_prompt: int = 1
+    """Rows that a prompt takes in a batch."""
 
     def __init__(
         self,
@@ -166,21 +169,58 @@ class AdaptedPolicy(ABC):
         Raises:
             ConfigError: if the numbers of prompts and states differ, or the deployment needs weights that are not here.
             DataError: if a prompt and the new tokens do not fit the context.
+            OutOfMemoryError: if the batch needs more memory than is free; the message names a batch size that fits.
         """
         states = [self.state] * len(prompts) if states is None else list(states)
-        if len(states) != len(prompts):
-            raise ConfigError(f"{len(states)} states for {len(prompts)} prompts; give one state a prompt.")
-        settings, limit = self.settings, self.prompt_limit
-        prepared = [self.show(prompt, state, limit) for prompt, state in zip(prompts, states, strict=True)]
-        seeds = seeds or _seeds(settings.seed, prompts)
+        prepared = self._prepared(prompts, states)
+        seeds = seeds or _seeds(self.settings.seed, prompts)
         if isinstance(self.backbone, ServedBackbone):
             from rewardgap.policies.served import ServedRun
 
             return ServedRun(self, self.backbone, prompts, states, prepared, seeds)
-        room = self._room(completions, prompts)
-        session = TrieSession(self.network(states), len(prompts), max(len(p.ids) for p in prepared) + room)
+        plans = self.sessions(prompts, prepared, completions)
+        check_memory(plans, len(prompts) // self.rows_a_prompt, self.rows_a_prompt)
+        session = TrieSession(self.network(states), len(prompts), plans[0].prompt + plans[0].room)
         tips = session.prefill([p.ids for p in prepared])
         return PolicyRun(self, prompts, states, prepared, seeds, session, tips)
+
+    def sessions(
+        self, prompts: Sequence[Prompt], prepared: Sequence[Prepared], completions: Sequence[Sequence[str]] = ()
+    ) -> list[SessionPlan]:
+        """Return the sessions that a batch of these prompts opens, the policy's own first."""
+        longest, room = max(len(p.ids) for p in prepared), self._room(completions, prompts)
+        if any(completions):
+            return [SessionPlan(self.backbone, longest, room, NODES_PER_ROW, LOGIT_ROWS)]
+        return [SessionPlan(self.backbone, longest, room, self.decoder.top_k or 1)]
+
+    def check_batches(
+        self,
+        prompts: Sequence[Prompt],
+        states: Sequence[Any],
+        batch_size: int,
+        completions: Sequence[Sequence[str]] = (),
+    ) -> None:
+        """Refuse batches of these prompts that would not fit into memory, whichever of them come together.
+
+        Args:
+            prompts: all that will be asked.
+            states: their user states.
+            batch_size: prompts at a time at most.
+            completions: those that `scores` will be asked for.
+
+        Raises:
+            OutOfMemoryError: naming a batch size that fits.
+            DataError: if a prompt and the new tokens do not fit the context.
+        """
+        if prompts and not isinstance(self.backbone, ServedBackbone):
+            plans = self.sessions(prompts, self._prepared(prompts, states), completions)
+            check_memory(plans, min(batch_size, len(prompts)), self.rows_a_prompt)
+
+    def _prepared(self, prompts: Sequence[Prompt], states: Sequence[Any]) -> list[Prepared]:
+        if len(states) != len(prompts):
+            raise ConfigError(f"{len(states)} states for {len(prompts)} prompts; give one state a prompt.")
+        limit = self.prompt_limit
+        return [self.show(prompt, state, limit) for prompt, state in zip(prompts, states, strict=True)]
 
     def generate(
         self,
@@ -189,6 +229,7 @@ class AdaptedPolicy(ABC):
         *,
         max_new_tokens: int | None = None,
         min_new_tokens: int | None = None,
+        batch_size: int | None = None,
     ) -> list[str]:
         """Write a completion for each prompt.
 
@@ -197,14 +238,32 @@ class AdaptedPolicy(ABC):
             states: B user states; the bound state for all unless given.
             max_new_tokens: overrides the settings.
             min_new_tokens: overrides the settings.
+            batch_size: prompts at a time: as a row ends, another prompt takes its place. All at once unless given.
+
+        Raises:
+            ConfigError: if batch_size is below 1.
+            OutOfMemoryError: if a batch needs more memory than is free; the message names a batch size that fits.
         """
+        if batch_size is not None and batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; expected at least 1.")
         if not prompts:
             return []
         changed = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
         before = self.settings
         self.settings = replace(before, **{k: v for k, v in changed.items() if v is not None})  # type: ignore[arg-type]
         try:
-            return [generation.text for generation in self.open(prompts, states).generate()]
+            if batch_size is None:
+                return [generation.text for generation in self.open(prompts, states).generate()]
+            from rewardgap.policies.many import Asked, write_many
+
+            texts = [""] * len(prompts)
+            given = [self.state] * len(prompts) if states is None else states
+
+            def keep(number: int, prepared: Prepared, written: Generation) -> None:
+                texts[number] = written.text
+
+            write_many(self, Asked(prompts, given, _seeds(self.settings.seed, prompts)), batch_size, keep)
+            return texts
         finally:
             self.settings = before
 
@@ -225,7 +284,7 @@ class AdaptedPolicy(ABC):
             variant: a variant of policy accuracy; the headline is the log-probability under stochastic guided decoding.
 
         Raises:
-            NotScorableError: if the deployment has no tractable density.
+            NotScorableError: if the deployment has no tractable density, or not this variant.
             ConfigError: if there is no such variant.
         """
         if variant not in VARIANT_NAMES:
@@ -234,7 +293,10 @@ class AdaptedPolicy(ABC):
             return np.zeros(0)
         rows = [[text] for text in completions]
         run = self.open(prompts, states, completions=rows)
-        return np.array([row[0].variants.get(variant, np.nan) for row in run.scores(rows)])
+        scores = [row[0].variants for row in run.scores(rows)]
+        if variant not in scores[0]:
+            raise NotScorableError(_missing_variant(self.name, variant, list(scores[0])))
+        return np.array([variants[variant] for variants in scores])
 
     def stop_rule(self) -> StopRule:
         """Return when generation ends."""
@@ -249,7 +311,7 @@ class AdaptedPolicy(ABC):
     def finish(self, decoded: Decoded) -> Generation:
         """Apply the completion rule to generated tokens."""
         text = complete(self.backbone.encoder.decode(decoded.ids), self.settings.first_line)
-        steps = len(decoded.reward_spread)
+        steps, searched = len(decoded.reward_spread), decoded.proposed > 0
         fluency = sum(decoded.fluency_spread)
         return Generation(
             text,
@@ -258,8 +320,13 @@ class AdaptedPolicy(ABC):
             sum(decoded.reward_spread) / fluency if steps and fluency > 0 else None,
             decoded.changed / steps if steps else None,
             decoded.near_ties,
-            decoded.guide_passes / decoded.steps if steps or decoded.proposed else None,
-            *((decoded.proposed, decoded.distinct, decoded.accepted) if decoded.proposed else ()),
+            decoded.guide_passes / decoded.steps if steps or searched else None,
+            pruned=decoded.pruned,
+            proposed=decoded.proposed if searched else None,
+            distinct=decoded.distinct if searched else None,
+            accepted=decoded.accepted if searched else None,
+            questions=decoded.questions,
+            ties=decoded.ties,
         )
 
     def _room(self, completions: Sequence[Sequence[str]], prompts: Sequence[Prompt]) -> int:
@@ -272,6 +339,13 @@ class AdaptedPolicy(ABC):
             for prompt, row in zip(prompts, completions, strict=False)
         ]
         return max(decoding, max(chains, default=0) + NODES_PER_ROW)
+
+
+def _missing_variant(name: str, variant: str, known: Sequence[str]) -> str:
+    reason = ""
+    if variant in FULL_VARIANTS:
+        reason = " Its reward is read one prefix at a time, and this needs that of every token of the vocabulary."
+    return f"{name} has no {variant}.{reason} It has {', '.join(known)}."
 
 
 def _seeds(seed: int, prompts: Sequence[Prompt]) -> list[int]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rewardgap.core.catalog import Catalog
 from rewardgap.core.errors import ConfigError, ModelError
 from rewardgap.core.store import read_json
-from rewardgap.policies import cope, icl_judge, in_context, persona, persona_judge, zero_shot
+from rewardgap.policies import contrast, cope, icl_judge, in_context, persona, persona_judge, zero_shot
 from rewardgap.policies.chat_models import chat_with
 from rewardgap.policies.judges import FORMAT
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rewardgap.policies.judges import Judge
 
 POLICIES: Catalog[PolicyCard] = Catalog(
-    "deployment", (zero_shot.CARD, in_context.ICL_CARD, in_context.RAG_CARD, persona.CARD, cope.CARD)
+    "deployment", (zero_shot.CARD, in_context.ICL_CARD, in_context.RAG_CARD, persona.CARD, cope.CARD, contrast.CARD)
 )
 JUDGES: Catalog[JudgeCard] = Catalog("judge", (icl_judge.CARD, persona_judge.CARD))
 

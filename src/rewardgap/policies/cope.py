@@ -9,10 +9,10 @@ import torch
 
 from rewardgap.backbones.row_adapters import AdapterHost
 from rewardgap.core.errors import ConfigError, DataError
-from rewardgap.decoding.contrast import Contrast, contrast_traces
+from rewardgap.decoding.contrast import Contrast
 from rewardgap.policies.base import AdaptedPolicy, GenerationSettings
 from rewardgap.policies.cards import PolicyCard
-from rewardgap.policies.run import PolicyRun, Scores, score_completion
+from rewardgap.policies.contrast_run import ContrastRun
 from rewardgap.policies.user_training import OwnText, TrainingSettings, UserTrainer, is_number
 from rewardgap.rewards.base import meaning
 from rewardgap.rewards.states import UserState, state_from_bytes, state_to_bytes
@@ -21,11 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rewardgap.backbones.hf import Backbone
-    from rewardgap.backbones.traces import Trace, TraceCache
+    from rewardgap.backbones.traces import TraceCache
     from rewardgap.core.records import PreferencePair, Prompt
-    from rewardgap.decoding.outcome import Watch
-    from rewardgap.policies.run import Generation
-    from rewardgap.rewards.guide import NodeRewards
 
 
 @dataclass(frozen=True)
@@ -44,36 +41,6 @@ class CoPeConfig(TrainingSettings):
             raise ConfigError(f"cope: plausibility is {self.plausibility!r}; expected a number above 0 and at most 1.")
 
 
-@dataclass
-class ContrastRun(PolicyRun):
-    """A batch of prompts whose session holds 2B rows: each prompt under its user's adapter, then each under the base.
-
-    `prompts`, `states`, `prepared` and `seeds` are those of the B prompts; `session` and `tips` have both halves.
-    """
-
-    def scores(self, completions: Sequence[Sequence[str]]) -> list[list[Scores]]:
-        """Score given completions of each prompt; what is normalised over stands at `CoPe`."""
-        encoder, rule = self.policy.backbone.encoder, self.policy.decoder
-        assert isinstance(rule, Contrast)
-        ids = [
-            [encoder.encode_completion(text, after=prompt) for text in row]
-            for prompt, row in zip(self.prompts, completions, strict=True)
-        ]
-        traces = contrast_traces(self.session, self.tips, ids, encoder.end_id, rule)
-        return [[_scores(trace, rewards, rule) for trace, rewards in row] for row in traces]
-
-    def generate(self, watch: Watch | None = None) -> list[Generation]:
-        """Write a completion for each prompt; `watch` is told of the base's rows too, which come second."""
-        return super().generate(watch)[: len(self.prompts)]
-
-
-def _scores(trace: Trace, rewards: NodeRewards, rule: Contrast) -> Scores:
-    found = score_completion(trace, rewards, rule.guidance_weight, rule.temperature)
-    # -log π_base of a text is no reward of it: there is nothing that this variant could be checked against.
-    del found.variants["reward_only"]
-    return found
-
-
 class CoPe(AdaptedPolicy):
     """The policy under an adapter of the user's own, decoded in contrast to the policy without it.
 
@@ -89,7 +56,8 @@ class CoPe(AdaptedPolicy):
         q(v) = e^{r_u(v)} / Σ_{w ∈ C} e^{r_u(w)},   C = the plausible tokens at that position, and the scored one
 
     `rgd_topk` is Σ_t log q(y_t). A scored token that is not plausible is added to the normaliser at its position and
-    lowers `coverage`, the share of plausible ones. `base` is log π_u(y | x), and `raw_delta` is r_u of the whole text.
+    lowers `coverage`, the share of plausible ones. `rgd_full` is the same with every token of the vocabulary in C,
+    plausible or not. `base` is log π_u(y | x), and `raw_delta` is r_u of the whole text.
 
     Args:
         config: how users are trained and what is plausible.
@@ -101,6 +69,7 @@ class CoPe(AdaptedPolicy):
     """
 
     name = "cope"
+    rows_a_prompt = 2
 
     def __init__(
         self,
@@ -163,8 +132,7 @@ class CoPe(AdaptedPolicy):
                 )
         nobody = [UserState(self.name, {"adapter": torch.zeros_like(u.values["adapter"])}, 0) for u in users]
         run = super().open([*prompts, *prompts], [*users, *nobody], seeds and [*seeds, *seeds], [*completions] * 2)
-        count = len(prompts)
-        return ContrastRun(self, prompts, users, run.prepared[:count], run.seeds[:count], run.session, run.tips)
+        return ContrastRun.of(run, users)
 
     def _own_text(self, pair: PreferencePair) -> OwnText:
         encoder, context = self.backbone.encoder, self.backbone.context

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from rewardgap.core.errors import ConfigError
 from rewardgap.decoding.args import ArgsGreedy
 from rewardgap.decoding.base import Search
-from rewardgap.decoding.look_ahead import LOOK_AHEAD
+from rewardgap.decoding.best_of_n import BestOfN
+from rewardgap.decoding.horizon import LOOK_AHEAD
 from rewardgap.policies.base import AdaptedPolicy, GenerationSettings
 
 if TYPE_CHECKING:
@@ -16,11 +17,12 @@ if TYPE_CHECKING:
     import torch
 
     from rewardgap.backbones.hf import Backbone
+    from rewardgap.backbones.memory import SessionPlan
     from rewardgap.backbones.session import TrieSession
     from rewardgap.backbones.traces import Trace, TraceCache
     from rewardgap.core.records import PreferencePair, Prompt
     from rewardgap.decoding.base import Decoder
-    from rewardgap.policies.run import PolicyRun
+    from rewardgap.policies.run import PolicyRun, Prepared
     from rewardgap.rewards.guide import Guide, NodeRewards
 
 
@@ -45,6 +47,12 @@ class GuidingReward(Protocol):
         room: int,
     ) -> Guide:
         """Return rewards of candidate tokens for a batch of users."""
+        ...
+
+    def sessions(
+        self, policy: Backbone, prompts: Sequence[Prompt], prompt_ids: Sequence[Sequence[int]], room: int
+    ) -> list[SessionPlan]:
+        """Return the sessions that `guide` opens; the arguments are the same."""
         ...
 
     def node_rewards(
@@ -78,6 +86,10 @@ class Guided(AdaptedPolicy):
         **rest: Any,
     ) -> None:
         super().__init__(backbone, decoder, settings, **rest)
+        if isinstance(decoder, BestOfN):
+            # Whole texts are rewarded once they are there, wherever they were written.
+            self.servable = True
+            decoder.check_rewarded()
         self.reward = reward
         self.name = reward.name
 
@@ -92,12 +104,22 @@ class Guided(AdaptedPolicy):
 
     def guide(self, run: PolicyRun) -> Guide:
         """Return the user's rewards of candidate tokens."""
-        tokens = self.settings.max_new_tokens
-        room = tokens + LOOK_AHEAD.most * (self.decoder.top_k or 1) + 1
-        if isinstance(self.decoder, Search):
-            room = self.decoder.room(tokens)
         ids = [prepared.ids for prepared in run.prepared]
-        return self.reward.guide(self.backbone, run.prompts, ids, _states(run), room)
+        return self.reward.guide(self.backbone, run.prompts, ids, _states(run), self._guide_room())
+
+    def sessions(
+        self, prompts: Sequence[Prompt], prepared: Sequence[Prepared], completions: Sequence[Sequence[str]] = ()
+    ) -> list[SessionPlan]:
+        """Return the policy's session and those of its guide."""
+        own = super().sessions(prompts, prepared, completions)
+        room = max(self._guide_room(), own[0].room) if any(completions) else self._guide_room()
+        return [*own, *self.reward.sessions(self.backbone, prompts, [p.ids for p in prepared], room)]
+
+    def _guide_room(self) -> int:
+        tokens = self.settings.max_new_tokens
+        if isinstance(self.decoder, Search):
+            return self.decoder.room(tokens)
+        return tokens + LOOK_AHEAD.most * (self.decoder.top_k or 1) + 1
 
     def node_rewards(self, run: PolicyRun, traces: Sequence[Sequence[Trace]]) -> list[list[NodeRewards]]:
         """Return the user's rewards along given completions."""

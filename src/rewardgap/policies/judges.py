@@ -174,7 +174,7 @@ class Judge(ABC):
 
     def judgements(self, pairs: Sequence[PreferencePair], states: Sequence[JudgeState]) -> list[Judgement]:
         """Return what the model said to each pair in both orders, one state a pair; a pair never shows itself."""
-        return self._judge([comparison_of(pair) for pair in pairs], states)
+        return self.compare([comparison_of(pair) for pair in pairs], states)
 
     def margins(self, pairs: Sequence[PreferencePair], states: Sequence[JudgeState]) -> NDArray[np.float64]:
         """Return (N,) margins of chosen over rejected, one state a pair, nats."""
@@ -195,7 +195,7 @@ class Judge(ABC):
         rows = [states] * len(prompts) if isinstance(states, JudgeState) else list(states)
         against = self._opponents(prompts)
         comparisons = [Comparison(*row) for row in zip(prompts, completions, against, strict=True)]
-        return np.array([judgement.margin for judgement in self._judge(comparisons, rows)])
+        return np.array([judgement.margin for judgement in self.compare(comparisons, rows)])
 
     def guide(self, *_arguments: Any, **_more: Any) -> NoReturn:
         """Refuse: a prefix has no margin.
@@ -248,7 +248,13 @@ class Judge(ABC):
             ]
         )
 
-    def _judge(self, comparisons: Sequence[Comparison], states: Sequence[JudgeState]) -> list[Judgement]:
+    def compare(self, comparisons: Sequence[Comparison], states: Sequence[JudgeState]) -> list[Judgement]:
+        """Return what the model said to each comparison in both orders, for the user whose state stands beside it.
+
+        Raises:
+            ConfigError: if there is not one state of this judge for each comparison.
+            DataError: if a comparison does not fit even without demonstrations.
+        """
         if len(states) != len(comparisons):
             raise ConfigError(f"{len(states)} states for {len(comparisons)} comparisons; give one state each.")
         groups: dict[int, list[int]] = {}

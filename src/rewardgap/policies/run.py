@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
+    from numpy.typing import NDArray
 
     from rewardgap.backbones.session import TrieSession
     from rewardgap.backbones.traces import Trace
@@ -48,8 +49,11 @@ class Generation:
         near_ties: steps whose two best scores lay within 2e-4.
         guide_passes: times that candidates were rewarded, for each token written; below 1 where several steps shared
             one; None without guidance.
+        pruned: candidates that no reward could have made win, so that none was read; None where rewards have no bound.
         proposed, distinct, accepted: pieces longer than a token that were judged, those that differed from the others
             of their choice, and those taken; None where single tokens are chosen.
+        questions, ties: pairs of texts that a judge compared, and how many of them it could not tell apart; None where
+            a reward decided.
     """
 
     text: str
@@ -59,9 +63,12 @@ class Generation:
     changed: float | None = None
     near_ties: int = 0
     guide_passes: float | None = None
+    pruned: int | None = None
     proposed: int | None = None
     distinct: int | None = None
     accepted: int | None = None
+    questions: int | None = None
+    ties: int | None = None
 
 
 @dataclass(frozen=True)
@@ -157,7 +164,10 @@ class PolicyRun:
 def score_completion(
     trace: Trace, rewards: NodeRewards | None, guidance_weight: float, temperature: float = 1.0
 ) -> Scores:
-    """Return every variant of one completion's score, from its trace and the rewards along it."""
+    """Return every variant of one completion's score, from its trace and the rewards along it.
+
+    `rgd_full` is among them where there is no reward, or one of every token of the vocabulary.
+    """
     length, width = trace.candidates.shape
     hits = trace.candidates == trace.tokens[:, None]
     inside = hits.any(1)
@@ -166,9 +176,12 @@ def score_completion(
     mask = np.concatenate([np.ones((length, width), bool), ~inside[:, None]], 1)
     gained = None
     prefixes = np.zeros(length + 1)
+    # The policy alone is normalised as it is.
+    normalisers: NDArray[np.float64] | None = np.zeros(length)
     if rewards is not None:
         prefixes = rewards.prefixes
         gained = np.concatenate([rewards.candidates, prefixes[1:, None]], 1)
+        normalisers = None if rewards.whole is None else rewards.whole.log_normalisers(guidance_weight, temperature)
     variants = policy_scores(
         trace.log_probs,
         prefixes,
@@ -178,6 +191,7 @@ def score_completion(
         candidate_mask=mask,
         gold_column=column,
         in_top_k=inside,
+        log_normalisers=normalisers,
         temperature=temperature,
     )
     if rewards is None:

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from rewardgap.backbones.chat import same_tokens
 from rewardgap.backbones.features import ALONE, Item, PromptLimit, encode_texts, prompt_tree
+from rewardgap.backbones.memory import SessionPlan
 from rewardgap.backbones.session import tree_states
 from rewardgap.backbones.traces import NodeStates
 from rewardgap.backbones.trie import chain
 from rewardgap.core.errors import ConfigError
 from rewardgap.rewards.guide import BackboneGuide
 from rewardgap.rewards.model import RewardModel
-from rewardgap.rewards.text_guide import TextGuide
+from rewardgap.rewards.text_guide import READ_PER_TOKEN, TextGuide
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -85,7 +87,16 @@ class ApartModel(RewardModel):
         asked = self._asked(prompts).to(self.backbone.device)
         if self.reading(policy).by_text:
             return TextGuide(policy.encoder, self.backbone, prompts, bare, self.head, states, self.scale, room, asked)
-        return ApartGuide(self.backbone, bare, self.head, states, self.scale, room, asked)
+        guide = ApartGuide(self.backbone, bare, self.head, states, self.scale, room, asked)
+        guide.span = self.head.reward_span / self.scale
+        return guide
+
+    def sessions(
+        self, policy: Backbone, prompts: Sequence[Prompt], prompt_ids: Sequence[Sequence[int]], room: int
+    ) -> list[SessionPlan]:
+        """Return the session in which completions are read alone; the arguments are those of `guide`."""
+        factor = 1 if same_tokens(policy, self.backbone) else READ_PER_TOKEN
+        return [SessionPlan(self.backbone, len(self.backbone.encoder.alone_ids), factor * room)]
 
     def node_rewards(
         self,
@@ -162,6 +173,12 @@ class ApartGuide(BackboneGuide):
         """Keep these rows."""
         super().select(rows)
         self._asked = self._asked[rows]
+
+    def join(self, other: BackboneGuide) -> None:
+        """Take over the other's rows."""
+        assert isinstance(other, ApartGuide)
+        super().join(other)
+        self._asked = torch.cat([self._asked, other._asked])
 
 
 def apart_states(

@@ -15,7 +15,9 @@ import torch
 
 from rewardgap.backbones.chat import check_vocabulary
 from rewardgap.backbones.lora import adapter_parameters, adapter_tensors, attach_lora, load_adapter, stamp
+from rewardgap.backbones.memory import SessionPlan
 from rewardgap.backbones.soft_prompts import put_first, soft_ids, with_soft_prompts
+from rewardgap.backbones.traces import prefix_states
 from rewardgap.core.errors import ConfigError, DataError, ModelError
 from rewardgap.core.records import pair_to_json, prompt_text
 from rewardgap.core.seeds import child_seed
@@ -26,7 +28,7 @@ from rewardgap.rewards.states import UserState
 from rewardgap.rewards.token_networks import Reference, SupportPairs, TokenNetworks, batch_loss
 from rewardgap.rewards.token_rewards import Branches
 from rewardgap.rewards.training import Schedule, train
-from rewardgap.rewards.vocabulary_guide import Stream, VocabularyGuide
+from rewardgap.rewards.vocabulary_guide import Along, LogProbRewards, Stream, VocabularyGuide
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -37,9 +39,11 @@ if TYPE_CHECKING:
     from rewardgap.backbones.session import TrieSession
     from rewardgap.backbones.traces import Trace, TraceCache
     from rewardgap.core.records import PreferencePair, Prompt
+    from rewardgap.rewards.conditioning import Condition
     from rewardgap.rewards.guide import Guide
     from rewardgap.rewards.model import FitMode
     from rewardgap.rewards.token_head import TokenHead
+    from rewardgap.rewards.token_networks import RatiosAlong
 
 WEIGHT_DECAY = 0.01
 
@@ -122,28 +126,26 @@ class AutoregressiveModel(RewardModel):
         check_pairs(self.method, pairs)
         settings = self.head.defaults.filled(epochs, batch_size, learning_rate)
         head, self.networks = self.head, None
-        rows = [self._pair(pair) for pair in pairs]
         users = sorted({pair.user_id for pair in pairs})
         place = {user: number for number, user in enumerate(users)}
         index = torch.tensor([place[pair.user_id] for pair in pairs], device=self.base.device)
         head.build(users, self.base, seed=child_seed(seed, "head") % (1 << 31))
+        rows, judged = self.training_rows(pairs, seed, settings.epochs)
         networks = self._fresh_networks(seed)
         adapters = [p for network in networks.adapted for p in adapter_parameters(network.model)]
         groups: list[dict[str, Any]] = [
             {"params": adapters, "lr": settings.learning_rate, "weight_decay": WEIGHT_DECAY}
         ]
-        groups += [{**group, "weight_decay": 0.0} for group in head.conditioning.parameters()]
-
-        def loss_of(batch: list[int]) -> torch.Tensor:
-            return batch_loss(head, networks, [rows[row] for row in batch], index[batch])
-
+        groups += [{**group, "weight_decay": 0.0} for group in head.parameters()]
+        schedule = Schedule(settings.epochs, settings.batch_size, seed)
+        loss_of, schedule = self._objective(networks, rows, index, schedule)
         networks.training(True)
         identity = [self._identity(), [pair_to_json(pair) for pair in pairs]]
         losses = train(
             loss_of,
             groups,
             len(pairs),
-            Schedule(settings.epochs, settings.batch_size, seed),
+            schedule,
             checkpoint=checkpoint,
             identity=identity,
             progress=progress,
@@ -155,7 +157,7 @@ class AutoregressiveModel(RewardModel):
         for network in networks.adapted:
             stamp(network, self.base, self.lora)
         self.networks = networks
-        sums = self._sums(rows, *head.conditioning.of_training(index))
+        sums = self._sums(judged, *head.conditioning.of_training(index))
         head.calibrate(torch.from_numpy(head.beta * (sums[:, 0] - sums[:, 1])), index, losses)
         return self
 
@@ -170,7 +172,7 @@ class AutoregressiveModel(RewardModel):
         The order of the pairs does not matter, to the bit.
         """
         rows = sorted((self._pair(pair) for pair in support), key=lambda row: (row.prompt, row.completions))
-        return self.head.adapt(SupportPairs(self.head, self._fitted(), rows))
+        return self.head.adapt(SupportPairs(self.head, self._fitted(), rows, tuple(support)))
 
     def adapt_all(self, supports: Sequence[Sequence[PreferencePair]]) -> list[UserState]:
         """Return the states of several users, one after the other."""
@@ -188,19 +190,22 @@ class AutoregressiveModel(RewardModel):
         """
         texts = list(zip(prompts, completions, strict=True))
         users = [states] * len(texts) if isinstance(states, UserState) else list(states)
-        rows = [self._branches(prompt, [text]) for prompt, text in texts]
+        self._check_states(len(texts), users)
+        rows = [self._branches(prompt, [text], user) for (prompt, text), user in zip(texts, users, strict=True)]
         return self._scaled(rows, users)[:, 0] if rows else np.zeros(0)
 
     def margins(self, pairs: Sequence[PreferencePair], states: Sequence[UserState]) -> NDArray[np.float64]:
         """Return (N,) rewards of chosen minus rejected, one state a pair, in units of the reward scale."""
         if not pairs:
             return np.zeros(0)
-        rewards = self._scaled([self._pair(pair) for pair in pairs], list(states))
+        self._check_states(len(pairs), states)
+        rows = [self._pair(pair, state) for pair, state in zip(pairs, states, strict=True)]
+        rewards = self._scaled(rows, list(states))
         return rewards[:, 0] - rewards[:, 1]
 
     def prefix_rewards(self, prompt: Prompt, completion: str, state: UserState) -> NDArray[np.float64]:
         """Return (T + 1,) rewards of every prefix, T tokens with the end token; index 0 is the bare prompt, worth 0."""
-        steps = self._token_rewards([self._branches(prompt, [completion])], [state])[0][0][:, 0]
+        steps = self._token_rewards([self._branches(prompt, [completion], state)], [state])[0][0][:, 0]
         return np.concatenate([[0.0], np.cumsum(steps)])
 
     def guide(
@@ -226,7 +231,7 @@ class AutoregressiveModel(RewardModel):
         """
         check_vocabulary(policy, self.base)
         networks, condition = self._fitted(), self.head.condition(states)
-        own, length = self.encode_prompts(prompts), self.head.conditioning.num_user_tokens
+        (own, plain), length = self.read_prompts(prompts, states), self.head.conditioning.num_user_tokens
         encoder = self.base.encoder
         streams = [
             Stream(
@@ -237,9 +242,18 @@ class AutoregressiveModel(RewardModel):
         ]
         coefficients = condition.weights.double() / self.nats_weight
         if self.head.relative:
-            streams.append(Stream(self.base, own))
+            streams.append(Stream(self.base, plain))
             coefficients = torch.cat([coefficients, -coefficients.sum(-1, keepdim=True)], -1)
-        return VocabularyGuide(streams, coefficients, room)
+        return self._guide(streams, coefficients, room)
+
+    def sessions(
+        self, policy: Backbone, prompts: Sequence[Prompt], prompt_ids: Sequence[Sequence[int]], room: int
+    ) -> list[SessionPlan]:
+        """Return a session for each network, soft prompts included; the arguments are those of `guide`."""
+        own = max(map(len, self.encode_prompts(prompts)))
+        soft = own + self.head.conditioning.num_user_tokens
+        adapted = [SessionPlan(network, soft, room) for network in self._fitted().adapted]
+        return [*adapted, *([SessionPlan(self.base, own, room)] if self.head.relative else [])]
 
     def node_rewards(
         self,
@@ -254,11 +268,12 @@ class AutoregressiveModel(RewardModel):
         """Return the rewards at every token of given completions, and at every candidate beside it.
 
         Candidates need no nodes: they are looked up in the log-probabilities at their prefix. End tokens have rewards
-        of their own, as in the guide.
+        of their own, as in the guide. The policy reads the completions too, kept traces or not: normalisers over the
+        whole vocabulary need its states beside the networks'.
 
         Args:
             session: the policy's; left as it was.
-            tip_states: not read.
+            tip_states: (B, D) the policy's states at the prompts' ends.
             prompts: B prompts, without demonstrations.
             prompt_ids: not read.
             traces: the policy's traces of each row's completions.
@@ -267,18 +282,46 @@ class AutoregressiveModel(RewardModel):
         """
         check_vocabulary(session.backbone, self.base)
         rows = []
-        for prompt, ids, row in zip(prompts, self.encode_prompts(prompts), traces, strict=True):
-            self._check_room(prompt, len(ids), max((len(trace.tokens) - 1 for trace in row), default=0))
+        self._check_states(len(traces), states)
+        read = self.read_prompts(prompts, states)
+        for prompt, ids, plain, row in zip(prompts, *read, traces, strict=True):
+            longest = max((len(trace.tokens) - 1 for trace in row), default=0)
+            self._check_room(prompt, max(len(ids), len(plain)), longest)
             completions = tuple(tuple(trace.tokens.tolist()) for trace in row)
             tables = tuple(np.concatenate([trace.tokens[:, None], trace.candidates], 1) for trace in row)
-            rows.append(Branches(ids, completions, tables))
-        return [[_nodes(table) for table in tables] for tables in self._token_rewards(rows, list(states))]
+            rows.append(Branches(ids, completions, tables, plain))
+        condition = self._condition(rows, states)
+        found = self._fitted().ratios_along(rows, *condition)
+        policy = prefix_states(session, tip_states, traces)
+        return [
+            [self._nodes(along, Along(session.backbone, own)) for along, own in zip(row, row_states, strict=True)]
+            for row, row_states in zip(found, policy, strict=True)
+        ]
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
         """Return the ids of prompts, soft prompts left out but their room kept."""
         longest = self.limit.max_tokens or self.base.context - self.head.conditioning.num_user_tokens
         encoder = self.base.encoder
         return [encoder.encode_prompt(p, max_tokens=longest, on_long=self.limit.on_long) for p in prompts]
+
+    def read_prompts(
+        self, prompts: Sequence[Prompt], states: Sequence[UserState | None]
+    ) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+        """Return the ids of prompts as the networks read them for users, and as the reference does: here the same.
+
+        Args:
+            prompts: B prompts.
+            states: B user states; None for what everybody's is made of.
+        """
+        ids = self.encode_prompts(prompts)
+        return ids, ids
+
+    def training_rows(
+        self, pairs: Sequence[PreferencePair], seed: int, epochs: int
+    ) -> tuple[list[Branches], list[Branches]]:
+        """Return the training pairs as they are trained on, and as they are ranked when that is over."""
+        rows = [self._pair(pair) for pair in pairs]
+        return rows, rows
 
     def pair_features(
         self, pairs: Sequence[PreferencePair], progress: Callable[[int, int], None] | None = None
@@ -335,20 +378,36 @@ class AutoregressiveModel(RewardModel):
     def _fresh_networks(self, seed: int) -> TokenNetworks:
         seeds = [child_seed(seed, "adapter", n) % (1 << 31) for n in range(self.head.conditioning.num_networks)]
         adapted = tuple(attach_lora(self.base, self.lora, own) for own in seeds)
+        return self._networks(adapted)
+
+    def _networks(self, adapted: tuple[Backbone, ...]) -> TokenNetworks:
         return TokenNetworks(adapted, self.reference if self.head.relative else None)
+
+    def _objective(
+        self, networks: TokenNetworks, rows: Sequence[Branches], index: torch.Tensor, schedule: Schedule
+    ) -> tuple[Callable[[list[int]], torch.Tensor], Schedule]:
+        """Return the loss of a batch of training rows, and when which of them are read."""
+
+        def loss_of(batch: list[int]) -> torch.Tensor:
+            return batch_loss(self.head, networks, [rows[row] for row in batch], index[batch])
+
+        return loss_of, schedule
+
+    def _guide(self, streams: Sequence[Stream], coefficients: torch.Tensor, room: int) -> VocabularyGuide:
+        return VocabularyGuide(streams, coefficients, room)
 
     def _fitted(self) -> TokenNetworks:
         if self.networks is None:
             raise ConfigError(f"{self.method} is not fitted; call fit, or load a fitted model.")
         return self.networks
 
-    def _branches(self, prompt: Prompt, completions: Sequence[str]) -> Branches:
-        """Return the ids of a prompt and of completions of it, each with its end token."""
+    def _branches(self, prompt: Prompt, completions: Sequence[str], state: UserState | None = None) -> Branches:
+        """Return the ids of a prompt, read for a user, and of completions of it, each with its end token."""
         encoder = self.base.encoder
-        ids = self.encode_prompts([prompt])[0]
+        (ids,), (plain,) = self.read_prompts([prompt], [state])
         tails = [encoder.encode_completion(text, after=prompt) for text in completions]
-        self._check_room(prompt, len(ids), max(map(len, tails)))
-        return Branches(ids, tuple((*tail, encoder.end_id) for tail in tails))
+        self._check_room(prompt, max(len(ids), len(plain)), max(map(len, tails)))
+        return Branches(ids, tuple((*tail, encoder.end_id) for tail in tails), plain=plain)
 
     def _check_room(self, prompt: Prompt, length: int, longest: int) -> None:
         """Refuse a prompt and a completion, without its end token, that are too long together."""
@@ -360,16 +419,28 @@ class AutoregressiveModel(RewardModel):
                 "max_prompt_tokens, or shorten the completion."
             )
 
-    def _pair(self, pair: PreferencePair) -> Branches:
-        return self._branches(pair.prompt, [pair.chosen, pair.rejected])
+    def _pair(self, pair: PreferencePair, state: UserState | None = None) -> Branches:
+        return self._branches(pair.prompt, [pair.chosen, pair.rejected], state)
+
+    def _check_states(self, count: int, states: Sequence[UserState]) -> None:
+        if len(states) != count:
+            raise ConfigError(f"{len(states)} user states for {count} texts; give one state a text.")
 
     def _token_rewards(self, rows: Sequence[Branches], states: Sequence[UserState]) -> list[list[NDArray[np.float64]]]:
         """Return (T, C) rewards of the ids to look up along each row's completions, in units of the scale."""
-        if len(states) != len(rows):
-            raise ConfigError(f"{len(states)} user states for {len(rows)} texts; give one state a text.")
-        networks = self._fitted()
-        ratios = networks.log_ratios(rows, *self.head.condition(states))
+        ratios = self._fitted().log_ratios(rows, *self._condition(rows, states))
         return [[table / self.nats_weight for table in tables] for tables in ratios]
+
+    def _condition(self, rows: Sequence[Branches], states: Sequence[UserState]) -> Condition:
+        self._check_states(len(rows), states)
+        return self.head.condition(states)
+
+    def _nodes(self, along: RatiosAlong, policy: Along) -> NodeRewards:
+        """Turn (T, 1 + K) log-ratios, the scored token's first, into running sums of rewards."""
+        table = along.table / self.nats_weight
+        prefixes = np.concatenate([[0.0], np.cumsum(table[:, 0])])
+        terms = tuple((weight / self.nats_weight, network) for weight, network in along.terms)
+        return NodeRewards(prefixes, prefixes[:-1, None] + table[:, 1:], LogProbRewards(policy, terms))
 
     def _scaled(self, rows: Sequence[Branches], states: Sequence[UserState]) -> NDArray[np.float64]:
         tables = self._token_rewards(rows, states)
@@ -378,9 +449,3 @@ class AutoregressiveModel(RewardModel):
     def _sums(self, rows: Sequence[Branches], prompts: torch.Tensor, weights: torch.Tensor) -> NDArray[np.float64]:
         tables = self._fitted().log_ratios(rows, prompts, weights)
         return np.array([[float(table.sum()) for table in row] for row in tables])
-
-
-def _nodes(table: NDArray[np.float64]) -> NodeRewards:
-    """Turn (T, 1 + K) token rewards, the scored token's first, into running sums."""
-    prefixes = np.concatenate([[0.0], np.cumsum(table[:, 0])])
-    return NodeRewards(prefixes, prefixes[:-1, None] + table[:, 1:])

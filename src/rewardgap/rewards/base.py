@@ -6,6 +6,7 @@ live in the head; what belongs to a user is a `UserState`, a value outside it.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, overload
@@ -107,6 +108,11 @@ class Head(Fitted):
         self.width = 0
         self.mean = torch.zeros(0)
         self.std = torch.ones(0)
+
+    @property
+    def reward_span(self) -> float:
+        """Return the largest difference that two rewards of a user can have, before scaling; inf without a bound."""
+        return math.inf
 
     # What a method writes.
 

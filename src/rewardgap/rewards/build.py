@@ -12,8 +12,12 @@ from rewardgap.core.store import read_json
 from rewardgap.rewards.apart import ApartModel
 from rewardgap.rewards.autoregressive import AutoregressiveModel
 from rewardgap.rewards.catalog import REWARD_MODELS, build_head, fit_mode_of
+from rewardgap.rewards.farma import Farma
 from rewardgap.rewards.model import FORMAT, RewardModel
+from rewardgap.rewards.pad import PAD
+from rewardgap.rewards.pad_model import PADModel
 from rewardgap.rewards.personal_adapters import PersonalAdapterModel
+from rewardgap.rewards.value_model import ValueTableModel
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +67,10 @@ def reward_model(
     head = build_head(method, **options)
     if getattr(head, "view", "joint") == "apart":
         build = ApartModel
+    elif isinstance(head, PAD):
+        build = PADModel
+    elif isinstance(head, Farma):
+        build = ValueTableModel
     return build(
         method,
         head,

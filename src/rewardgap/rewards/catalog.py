@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rewardgap.core.catalog import Catalog
 from rewardgap.core.errors import ConfigError
-from rewardgap.rewards import genarm, global_bt, lore, mpu, p_dpo, pal_a, pal_b, pref, vpl
+from rewardgap.rewards import farma, genarm, global_bt, lore, mpu, p_dpo, pad, pal_a, pal_b, pref, vpl
 
 if TYPE_CHECKING:
     from rewardgap.rewards.base import Head, MethodCard
@@ -24,7 +24,9 @@ REWARD_MODELS: Catalog[MethodCard] = Catalog(
         pal_b.CARD,
         vpl.CARD,
         p_dpo.CARD,
+        pad.CARD,
         genarm.CARD,
+        farma.CARD,
     ),
 )
 

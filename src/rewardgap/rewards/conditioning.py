@@ -16,9 +16,10 @@ from rewardgap.numerics.simplex import likeliest_weights, softmax_weights
 from rewardgap.rewards.fitting import check_choice, check_count, check_positive
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from rewardgap.backbones.hf import Backbone
+    from rewardgap.core.records import PreferencePair
 
 PromptForm: TypeAlias = Literal["cluster", "individual"]
 
@@ -32,6 +33,11 @@ class Condition(NamedTuple):
 
 class Support(Protocol):
     """A new user's n support pairs under the fitted networks, whose margins are Bradley-Terry logits."""
+
+    @property
+    def records(self) -> Sequence[PreferencePair]:
+        """Return the n pairs as texts."""
+        ...
 
     def __len__(self) -> int:
         """Return n."""

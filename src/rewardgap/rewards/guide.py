@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -86,6 +88,38 @@ class Guide(Protocol):
         ...
 
 
+@runtime_checkable
+class JoiningGuide(Protocol):
+    """A guide whose batch new rows may enter."""
+
+    def joins(self, other: Guide) -> bool:
+        """Return whether the rows of another guide could be taken over."""
+        ...
+
+    def join(self, other: Any) -> None:
+        """Take over the rows of another, started guide that `joins` behind the own ones; it is spent afterwards."""
+        ...
+
+
+@runtime_checkable
+class BoundedGuide(Protocol):
+    """A guide that knows how much two rewards of a row can differ at most.
+
+    Attributes:
+        span: that difference, in units of the reward scale; inf where there is no bound.
+    """
+
+    span: float
+
+
+class WholeVocabulary(Protocol):
+    """A policy and the reward of every next token, along one completion of T scored tokens."""
+
+    def log_normalisers(self, guidance_weight: float, temperature: float = 1.0) -> NDArray[np.float64]:
+        """Return (T,) log Σ_v exp((log π(v) + λ r(v)) / τ), where r(v) is what token v adds to its prefix's reward."""
+        ...
+
+
 @dataclass(frozen=True)
 class NodeRewards:
     """Rewards along one completion of T scored tokens, in units of the reward scale.
@@ -93,10 +127,12 @@ class NodeRewards:
     Attributes:
         prefixes: (T + 1,) reward of each prefix; the first is the bare prompt, the last closes with the end token.
         candidates: (T, K) reward of each prefix extended by each of the policy's candidates.
+        whole: the same of every token, from which normalisers are formed; None where a reading rewards one token.
     """
 
     prefixes: NDArray[np.float64]
     candidates: NDArray[np.float64]
+    whole: WholeVocabulary | None = None
 
 
 def close_ends(
@@ -166,6 +202,14 @@ class PolicyStateGuide:
         """Keep these users."""
         self._states = [self._states[row] for row in rows]
 
+    def joins(self, other: Guide) -> bool:
+        """Return whether the other guide reads the policy's states too."""
+        return type(other) is type(self)
+
+    def join(self, other: PolicyStateGuide) -> None:
+        """Take over the other's users."""
+        self._states += other._states
+
 
 class BackboneGuide:
     """Reads rewards on a backbone of its own (another model, or one with an adapter), in a session of its own.
@@ -182,6 +226,7 @@ class BackboneGuide:
     reads_policy = False
     rewards_ends = False
     reads_candidates = True
+    span = math.inf
 
     def __init__(
         self,
@@ -215,6 +260,7 @@ class BackboneGuide:
         """Return (B, K) rewards of the candidates packed as siblings."""
         check_readable(tokens, self._session.backbone)
         self._width = tokens.shape[-1]
+        self._session.reserve(self._width)
         rows = zip(tokens.tolist(), self._session.tips, strict=True)
         states = self._session.extend([siblings(row, tip) for row, tip in rows])
         return _read(self._head, self.view(states), self._states) / self._scale
@@ -254,6 +300,15 @@ class BackboneGuide:
         self._session.select(rows)
         self._states = [self._states[row] for row in rows]
 
+    def joins(self, other: Guide) -> bool:
+        """Return whether the other guide reads a backbone too."""
+        return type(other) is type(self)
+
+    def join(self, other: BackboneGuide) -> None:
+        """Take over the other's rows."""
+        self._session.join(other._session)
+        self._states += other._states
+
 
 class PrefixGuide:
     """Rewards of token-id prefixes from a plain function: for rewards that are known, as on synthetic data.
@@ -271,19 +326,18 @@ class PrefixGuide:
     tokens = 0
 
     def __init__(self, value: Callable[[int, tuple[int, ...]], float], rows: int) -> None:
-        self._value = value
-        self._rows = list(range(rows))
+        self._rows = [partial(value, row) for row in range(rows)]
         self._paths: list[tuple[int, ...]] = [()] * rows
         self._nodes: list[list[tuple[int, ...]]] = []
 
     def start(self, policy_states: torch.Tensor) -> torch.Tensor:
         """Return (B,) rewards of empty completions."""
-        return torch.tensor([self._value(row, ()) for row in self._rows], dtype=torch.float64)
+        return torch.tensor([value(()) for value in self._rows], dtype=torch.float64)
 
     def candidates(self, tokens: torch.Tensor, policy_states: torch.Tensor | None) -> torch.Tensor:
         """Return (B, K) rewards, one call of the function a candidate."""
         places = zip(self._rows, self._paths, tokens.tolist(), strict=True)
-        values = [[self._value(row, (*path, token)) for token in row_tokens] for row, path, row_tokens in places]
+        values = [[value((*path, token)) for token in row_tokens] for value, path, row_tokens in places]
         return torch.tensor(values, dtype=torch.float64)
 
     def keep(self, choices: list[int], tokens: list[int]) -> None:
@@ -299,11 +353,11 @@ class PrefixGuide:
         width = max(len(trie.tokens) for trie in tries)
         out = torch.zeros((len(tries), width), dtype=torch.float64)
         self._nodes = []
-        for place, (row, path, trie) in enumerate(zip(self._rows, self._paths, tries, strict=True)):
+        for place, (value, path, trie) in enumerate(zip(self._rows, self._paths, tries, strict=True)):
             ends: list[tuple[int, ...]] = []
             for node, (token, parent) in enumerate(zip(trie.tokens, trie.parents, strict=True)):
                 ends.append((*(path if parent == ROOT else ends[parent]), token))
-                out[place, node] = self._value(row, ends[-1])
+                out[place, node] = value(ends[-1])
             self._nodes.append(ends)
         return out
 
@@ -317,3 +371,12 @@ class PrefixGuide:
         """Keep these rows."""
         self._rows = [self._rows[row] for row in rows]
         self._paths = [self._paths[row] for row in rows]
+
+    def joins(self, other: Guide) -> bool:
+        """Return whether the other guide is a function too."""
+        return type(other) is type(self)
+
+    def join(self, other: PrefixGuide) -> None:
+        """Take over the other's rows and paths."""
+        self._rows += other._rows
+        self._paths += other._paths

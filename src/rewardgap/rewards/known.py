@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rewardgap.backbones.hf import Backbone
+    from rewardgap.backbones.memory import SessionPlan
     from rewardgap.backbones.session import TrieSession
     from rewardgap.backbones.traces import Trace, TraceCache
     from rewardgap.core.records import PreferencePair, Prompt
@@ -84,6 +85,12 @@ class KnownReward:
             return self._value(states[row], prompts[row], policy.encoder.decode(ids))
 
         return PrefixGuide(value, len(prompts))
+
+    def sessions(
+        self, policy: Backbone, prompts: Sequence[Prompt], prompt_ids: Sequence[Sequence[int]], room: int
+    ) -> list[SessionPlan]:
+        """Return none: a known utility reads no network."""
+        return []
 
     def node_rewards(
         self,

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 import numpy as np
 import torch
 
+from rewardgap.backbones.chat import same_tokens
 from rewardgap.backbones.features import FeatureCache, Item, PromptLimit
 from rewardgap.backbones.lora import LoraSettings, adapter_tensors, attach_lora, stamp
+from rewardgap.backbones.memory import SessionPlan
 from rewardgap.backbones.traces import node_states
 from rewardgap.core.errors import ConfigError, DataError
 from rewardgap.core.store import content_hash, write_bytes, write_json
 from rewardgap.rewards.fitting import check_count, check_positive
 from rewardgap.rewards.guide import BackboneGuide, NodeRewards, PolicyStateGuide, close_ends
 from rewardgap.rewards.reading import reading_of
-from rewardgap.rewards.text_guide import TextGuide
+from rewardgap.rewards.text_guide import READ_PER_TOKEN, TextGuide
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -229,6 +231,15 @@ class RewardModel:
         if self._reads(policy, own, prompt_ids):
             return PolicyStateGuide(self.head, states, self.scale)
         return BackboneGuide(self.backbone, own, self.head, states, self.scale, room)
+
+    def sessions(
+        self, policy: Backbone, prompts: Sequence[Prompt], prompt_ids: Sequence[Sequence[int]], room: int
+    ) -> list[SessionPlan]:
+        """Return the sessions that `guide` opens beside the policy's; the arguments are the same."""
+        own, by_text = self.encode_prompts(prompts), not same_tokens(policy, self.backbone)
+        if not by_text and self._reads(policy, own, prompt_ids):
+            return []
+        return [SessionPlan(self.backbone, max(map(len, own)), READ_PER_TOKEN * room if by_text else room)]
 
     def node_rewards(
         self,

@@ -202,6 +202,11 @@ class PALB(MixtureHead):
         return MAX_SCALE * torch.sigmoid(self.scale_logit)
 
     @property
+    def reward_span(self) -> float:
+        """Return 2 s: a cosine lies within ±1."""
+        return 2 * float(as_double(self.scale))
+
+    @property
     def item_map(self) -> FeatureMap:
         """Return f."""
         hidden = (self.hidden_weight, self.hidden_bias, self.out_weight)

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 
+from rewardgap.backbones.chat import same_tokens
 from rewardgap.backbones.features import NODES_PER_FORWARD, encode_texts, prompt_tree
 from rewardgap.backbones.lora import adapter_tensors, attach_lora
+from rewardgap.backbones.memory import SessionPlan
 from rewardgap.backbones.row_adapters import AdapterHost
 from rewardgap.backbones.session import tree_states
 from rewardgap.backbones.trie import chain
@@ -26,7 +28,7 @@ from rewardgap.rewards.joint import WEIGHT_DECAY, fit_joint, pair_states
 from rewardgap.rewards.model import RewardModel, check_fit_settings, check_pairs, vars_of
 from rewardgap.rewards.state_files import StateTable, save_states
 from rewardgap.rewards.states import UserState
-from rewardgap.rewards.text_guide import TextGuide
+from rewardgap.rewards.text_guide import READ_PER_TOKEN, TextGuide
 from rewardgap.rewards.training import FitDefaults, Schedule, train
 
 if TYPE_CHECKING:
@@ -265,6 +267,13 @@ class PersonalAdapterModel(RewardModel):
         if self.reading(policy, network).by_text:
             return TextGuide(policy.encoder, network, prompts, own, self.head, states, self.scale, room)
         return BackboneGuide(network, own, self.head, states, self.scale, room)
+
+    def sessions(
+        self, policy: Backbone, prompts: Sequence[Prompt], prompt_ids: Sequence[Sequence[int]], room: int
+    ) -> list[SessionPlan]:
+        """Return the session in which each row runs through its user's adapter; the arguments are those of `guide`."""
+        factor = 1 if same_tokens(policy, self.base) else READ_PER_TOKEN
+        return [SessionPlan(self.base, max(map(len, self.encode_prompts(prompts))), factor * room)]
 
     def node_rewards(
         self,

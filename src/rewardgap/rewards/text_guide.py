@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rewardgap.backbones.hf import Backbone
     from rewardgap.core.records import Prompt
     from rewardgap.rewards.base import Head
+    from rewardgap.rewards.guide import Guide
     from rewardgap.rewards.states import UserState
 
 READ_PER_TOKEN = 2
@@ -204,6 +205,18 @@ class TextGuide:
         self._states = [self._states[row] for row in rows]
         self._rows = [self._rows[row] for row in rows]
         self._beside = None if self._beside is None else self._beside[rows]
+
+    def joins(self, other: Guide) -> bool:
+        """Return whether the other guide reads text too."""
+        return type(other) is type(self)
+
+    def join(self, other: TextGuide) -> None:
+        """Take over the other's rows."""
+        self._session.join(other._session)
+        self._states += other._states
+        self._rows += other._rows
+        if self._beside is not None and other._beside is not None:
+            self._beside = torch.cat([self._beside, other._beside])
 
     @torch.no_grad()
     def _read(self, states: torch.Tensor) -> torch.Tensor:

@@ -7,12 +7,11 @@ rewards and the history of the fit; the networks and their adapters are the mode
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import torch
 
 from rewardgap.core.errors import ConfigError
-from rewardgap.numerics.bradley_terry import pair_loss
 from rewardgap.rewards.fitted import FACTS, Fitted, users_of
 from rewardgap.rewards.fitting import check_positive
 from rewardgap.rewards.states import UserState
@@ -23,6 +22,22 @@ if TYPE_CHECKING:
     from rewardgap.backbones.hf import Backbone
     from rewardgap.rewards.conditioning import Condition, Conditioning, Support
     from rewardgap.rewards.training import FitDefaults
+
+
+class Part(Protocol):
+    """Shared or users' numbers that are fitted beside the networks; a `Conditioning` is one."""
+
+    def initialise(self, backbone: Backbone, num_users: int, generator: torch.Generator) -> None:
+        """Create the tensors of `tensors`."""
+        ...
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the tensors by name; each is an attribute of that name."""
+        ...
+
+    def parameters(self) -> list[dict[str, Any]]:
+        """Return the optimiser's groups."""
+        ...
 
 
 class TokenHead(Fitted):
@@ -63,6 +78,19 @@ class TokenHead(Fitted):
         """Return the plain values that build this head again."""
 
     @property
+    def parts(self) -> tuple[Part, ...]:
+        """Return what holds tensors: the conditioning, and whatever else a method has."""
+        return (self.conditioning,)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the tensors of all parts by name."""
+        return {name: tensor for part in self.parts for name, tensor in part.tensors().items()}
+
+    def parameters(self) -> list[dict[str, Any]]:
+        """Return the optimiser's groups of all parts."""
+        return [group for part in self.parts for group in part.parameters()]
+
+    @property
     def mixes_generic(self) -> bool:
         """Return whether the loss has a part of the generic user."""
         return self.alpha < 1 and self.conditioning.mixes_generic
@@ -70,18 +98,9 @@ class TokenHead(Fitted):
     def build(self, users: Sequence[str], backbone: Backbone, *, seed: int = 0) -> None:
         """Create fresh parameters for these training users beside a backbone."""
         self.begin(users)
-        self.conditioning.initialise(backbone, len(self.users), torch.Generator().manual_seed(seed))
-
-    def losses(self, margins: torch.Tensor, generic: torch.Tensor | None) -> torch.Tensor:
-        """Return the (B,) losses of pairs, without the pull.
-
-        Args:
-            margins: (B,) of their users.
-            generic: (B,) of the generic user; None where it has no part.
-        """
-        if generic is None:
-            return pair_loss(margins)
-        return self.alpha * pair_loss(margins) + (1 - self.alpha) * pair_loss(generic)
+        generator = torch.Generator().manual_seed(seed)
+        for part in self.parts:
+            part.initialise(backbone, len(self.users), generator)
 
     def margins(self, ratios: torch.Tensor, condition: Condition) -> torch.Tensor:
         """Return the (B,) margins m of (B, J) log-ratios, in logits."""
@@ -89,8 +108,9 @@ class TokenHead(Fitted):
 
     def finish(self) -> None:
         """Freeze what training left."""
-        for name, tensor in self.conditioning.tensors().items():
-            setattr(self.conditioning, name, tensor.detach())
+        for part in self.parts:
+            for name, tensor in part.tensors().items():
+                setattr(part, name, tensor.detach())
 
     def calibrate(self, margins: torch.Tensor, user_index: torch.Tensor, losses: Sequence[float]) -> None:
         """Set counts, `reward_scale` and `history` from the (N,) training margins and the losses of the steps taken."""
@@ -122,7 +142,7 @@ class TokenHead(Fitted):
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return everything but `config()` as tensors; names and history are JSON in bytes."""
-        tensors = {"counts": self.counts, **self.conditioning.tensors()}
+        tensors = {"counts": self.counts, **self.tensors()}
         return {FACTS: self.facts()} | {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
 
     def load_state_dict(self, tensors: Mapping[str, torch.Tensor], backbone: Backbone) -> Self:
@@ -131,17 +151,17 @@ class TokenHead(Fitted):
         Raises:
             ConfigError: if a tensor is missing, is none of this method's, or has another shape.
         """
-        names = {FACTS, "counts", *self.conditioning.tensors()}
+        names = {FACTS, "counts", *self.tensors()}
         if set(tensors) != names:
             raise ConfigError(f"{self.name}: tensors are {sorted(tensors)}, expected {sorted(names)}.")
         self.build(users_of(tensors[FACTS]), backbone)
-        for name, present in {"counts": self.counts, **self.conditioning.tensors()}.items():
+        owners: dict[str, Any] = {"counts": self, **{name: part for part in self.parts for name in part.tensors()}}
+        for name, present in {"counts": self.counts, **self.tensors()}.items():
             if tensors[name].shape != present.shape:
                 raise ConfigError(
                     f"{self.name}: {name} has shape {tuple(tensors[name].shape)}, expected {tuple(present.shape)}; "
                     f"the file was written with other settings than {self.config()}, or for another backbone."
                 )
-            owner: Any = self if name == "counts" else self.conditioning
-            setattr(owner, name, tensors[name].detach().to(present).clone())
+            setattr(owners[name], name, tensors[name].detach().to(present).clone())
         self.restore(tensors[FACTS])
         return self

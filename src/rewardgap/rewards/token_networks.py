@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 
 from rewardgap.numerics.bradley_terry import pair_loss
-from rewardgap.rewards.token_rewards import forward_batches, token_log_probs
+from rewardgap.rewards.conditioning import Condition
+from rewardgap.rewards.token_rewards import forward_batches, look_up, read_trees
+from rewardgap.rewards.vocabulary_guide import Along
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -18,8 +20,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rewardgap.backbones.hf import Backbone
+    from rewardgap.core.records import PreferencePair
     from rewardgap.rewards.token_head import TokenHead
-    from rewardgap.rewards.token_rewards import Branches
+    from rewardgap.rewards.token_rewards import Branches, ReadTrees
 
     _Key: TypeAlias = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]
 
@@ -58,12 +61,32 @@ class Reference:
         return [self._kept[_key(row)] if row.tables is None else self._read(row) for row in rows]
 
     @torch.no_grad()
+    def read(self, row: Branches) -> tuple[list[NDArray[np.float64]], ReadTrees]:
+        """Return (T, C) log π_ref of the ids to look up along each completion, and what was read for it."""
+        row = row.for_reference()
+        trees = read_trees(self.base, [row])
+        return [table.double().cpu().numpy() for table in look_up(self.base, [row], trees)[0]], trees
+
     def _read(self, row: Branches) -> list[NDArray[np.float64]]:
-        return [table.double().cpu().numpy() for table in token_log_probs(self.base, [row])[0]]
+        return self.read(row)[0]
 
 
 def _key(row: Branches) -> _Key:
-    return row.prompt, row.completions
+    own = row.for_reference()
+    return own.prompt, own.completions
+
+
+class RatiosAlong(NamedTuple):
+    """Log-ratios along one completion.
+
+    Attributes:
+        table: (T, C) of the ids to look up, nats.
+        terms: the weight of each network, the reference's -1 the last, with its states: all that the log-ratio of any
+            token is made of.
+    """
+
+    table: NDArray[np.float64]
+    terms: tuple[tuple[float, Along], ...]
 
 
 @dataclass
@@ -83,6 +106,10 @@ class TokenNetworks:
         for network in self.adapted:
             network.model.train(mode)
 
+    def look_up(self, network: Backbone, batch: Sequence[Branches], trees: ReadTrees) -> list[list[torch.Tensor]]:
+        """Return what a network says of the ids to look up: their log-probabilities."""
+        return look_up(network, batch, trees)
+
     def pair_ratios(self, pairs: Sequence[Branches], prompts: torch.Tensor) -> torch.Tensor:
         """Return each network's log-ratio of pairs, with gradient.
 
@@ -97,7 +124,7 @@ class TokenNetworks:
         """
         out = []
         for network in self.adapted:
-            found = token_log_probs(network, pairs, prompts)
+            found = self.look_up(network, pairs, read_trees(network, pairs, prompts))
             out.append(torch.stack([chosen.sum() - rejected.sum() for chosen, rejected in found]))
         ratios = torch.stack(out, -1)
         if self.reference is None:
@@ -124,18 +151,56 @@ class TokenNetworks:
         out: list[list[NDArray[np.float64]]] = [[] for _ in batch]
         for items in forward_batches([row.size + prompts.shape[1] for row in batch]):
             rows, shares = [batch[item] for item in items], weights[items].double().cpu()
-            found = [token_log_probs(network, rows, prompts[items]) for network in self.adapted]
+            read = [read_trees(network, rows, prompts[items]) for network in self.adapted]
+            found = [self.look_up(network, rows, trees) for network, trees in zip(self.adapted, read, strict=True)]
             taken = None if self.reference is None else self.reference.tables(rows)
             for place, item in enumerate(items):
                 for number in range(len(rows[place].completions)):
-                    each = torch.stack([values[place][number].double().cpu() for values in found], -1)
-                    ratios = (each @ shares[place]).numpy()
+                    ratios = _shared([values[place][number] for values in found], shares[place])
                     out[item].append(ratios if taken is None else ratios - taken[place][number])
         return out
 
+    @torch.no_grad()
+    def ratios_along(
+        self, batch: Sequence[Branches], prompts: torch.Tensor, weights: torch.Tensor
+    ) -> list[list[RatiosAlong]]:
+        """Return the log-ratios of the ids to look up, and what those of any other token are made of.
+
+        The arguments are those of `log_ratios`.
+        """
+        out: list[list[RatiosAlong]] = [[] for _ in batch]
+        for items in forward_batches([row.size + prompts.shape[1] for row in batch]):
+            rows, shares = [batch[item] for item in items], weights[items].double().cpu()
+            read = [read_trees(network, rows, prompts[items]) for network in self.adapted]
+            found = [self.look_up(network, rows, trees) for network, trees in zip(self.adapted, read, strict=True)]
+            for place, item in enumerate(items):
+                own = None if self.reference is None else self.reference.read(rows[place])
+                for number in range(len(rows[place].completions)):
+                    table = _shared([values[place][number] for values in found], shares[place])
+                    terms = [
+                        (share, Along(network, trees.along(place, number)))
+                        for share, network, trees in zip(shares[place].tolist(), self.adapted, read, strict=True)
+                    ]
+                    if self.reference is not None and own is not None:
+                        table = table - own[0][number]
+                        terms.append((-1.0, Along(self.reference.base, own[1].along(0, number))))
+                    out[item].append(RatiosAlong(table, tuple(terms)))
+        return out
+
+
+def _shared(values: Sequence[torch.Tensor], shares: torch.Tensor) -> NDArray[np.float64]:
+    """Return Σ_j w_j of (T, C) log-probabilities a network."""
+    each = torch.stack([value.double().cpu() for value in values], -1)
+    found: NDArray[np.float64] = (each @ shares).numpy()
+    return found
+
 
 def batch_loss(
-    head: TokenHead, networks: TokenNetworks, pairs: Sequence[Branches], user_index: torch.Tensor
+    head: TokenHead,
+    networks: TokenNetworks,
+    pairs: Sequence[Branches],
+    user_index: torch.Tensor,
+    losses_of: Callable[[Sequence[Branches], Condition], torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Return the mean loss of a batch of training pairs with its pull, in nats a pair.
 
@@ -144,20 +209,25 @@ def batch_loss(
         networks: what is trained.
         pairs: B pairs.
         user_index: (B,) their users.
+        losses_of: the (N,) losses of pairs under a condition; the Bradley-Terry loss unless given.
     """
     count = len(pairs)
 
+    def preferences(rows: Sequence[Branches], condition: Condition) -> torch.Tensor:
+        return pair_loss(head.margins(networks.pair_ratios(rows, condition.prompts), condition))
+
+    each = losses_of or preferences
+
     def part(items: list[int]) -> torch.Tensor:
         own, users = [pairs[item] for item in items], user_index[items]
-        condition, generic = head.conditioning.of_training(users), None
+        condition = head.conditioning.of_training(users)
         if head.mixes_generic:
             nobody = head.conditioning.generic(len(own))
-            ratios = networks.pair_ratios([*own, *own], torch.cat([condition.prompts, nobody.prompts]))
-            ratios, rest = ratios[: len(own)], ratios[len(own) :]
-            generic = head.margins(rest, nobody)
+            both = Condition(*(torch.cat(parts) for parts in zip(condition, nobody, strict=True)))
+            losses = each([*own, *own], both)
+            losses = head.alpha * losses[: len(own)] + (1 - head.alpha) * losses[len(own) :]
         else:
-            ratios = networks.pair_ratios(own, condition.prompts)
-        losses = head.losses(head.margins(ratios, condition), generic)
+            losses = each(own, condition)
         return (losses.sum() + len(own) * head.conditioning.penalty(users)) / count
 
     copies = 2 if head.mixes_generic else 1
@@ -165,7 +235,7 @@ def batch_loss(
     if len(parts) == 1:
         return part(parts[0])
     trained = [p for network in networks.adapted for p in network.model.parameters() if p.requires_grad]
-    own_tensors = [p for group in head.conditioning.parameters() for p in group["params"]]
+    own_tensors = [p for group in head.parameters() for p in group["params"]]
     return accumulated([partial(part, items) for items in parts], [*trained, *own_tensors])
 
 
@@ -197,11 +267,13 @@ class SupportPairs:
         head: holds the objective.
         networks: in evaluation mode; nothing of them is changed, no gradient is left on them.
         pairs: chosen before rejected.
+        records: the pairs as texts, in the order they were given in.
     """
 
     head: TokenHead
     networks: TokenNetworks
     pairs: Sequence[Branches]
+    records: Sequence[PreferencePair] = ()
 
     def __len__(self) -> int:
         """Return n."""

@@ -6,7 +6,7 @@ numbers asked for, and formed again in the backward pass.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -32,14 +32,20 @@ class Branches:
     """A prompt and completions of it, as token ids.
 
     Attributes:
-        prompt: ids of the prompt.
+        prompt: ids of the prompt, as a trained network reads it.
         completions: (T,) scored ids of each completion, T ≥ 1; the last, its end token, is predicted and never read.
         tables: (T, C) ids to look up at each position of each completion; the scored ids alone, C = 1, unless given.
+        plain: ids of the prompt as a reference reads it, where that is another one.
     """
 
     prompt: tuple[int, ...]
     completions: tuple[tuple[int, ...], ...]
     tables: tuple[NDArray[np.int64], ...] | None = None
+    plain: tuple[int, ...] | None = None
+
+    def for_reference(self) -> Branches:
+        """Return what a reference reads."""
+        return self if self.plain is None else replace(self, prompt=self.plain, plain=None)
 
     def table(self, number: int) -> NDArray[np.int64]:
         """Return the (T, C) ids to look up along a completion."""
@@ -106,26 +112,57 @@ def token_log_probs(
     Returns:
         For each row, for each completion, (T, C) nats; differentiable in the network and the soft prompts.
     """
+    return look_up(backbone, batch, read_trees(backbone, batch, prompts))
+
+
+class ReadTrees(NamedTuple):
+    """What a network read of a batch of trees.
+
+    Attributes:
+        states: (N, D) at every node that predicts something, of all rows.
+        nodes: for each row, for each completion, the T of them at which its tokens are predicted.
+    """
+
+    states: torch.Tensor
+    nodes: list[list[list[int]]]
+
+    def along(self, row: int, number: int) -> torch.Tensor:
+        """Return (T, D) states before each scored token of a completion."""
+        return self.states[self.nodes[row][number]]
+
+
+def read_trees(backbone: Backbone, batch: Sequence[Branches], prompts: torch.Tensor | None = None) -> ReadTrees:
+    """Read prompts with their completions in one packed forward pass; arguments as in `token_log_probs`."""
     trees = [_tree(backbone, row, branches, prompts) for row, branches in enumerate(batch)]
     reader = backbone if prompts is None else with_soft_prompts(backbone, prompts)
     states = tree_states(reader, [tree.block for tree in trees])
     # A prompt's inner nodes predict nothing that is scored.
     used = torch.cat([states[row, tree.tip : len(tree.block.tokens)] for row, tree in enumerate(trees)])
-    sizes = [len(tree.block.tokens) - tree.tip for tree in trees]
+    begins = np.cumsum([0, *(len(tree.block.tokens) - tree.tip for tree in trees)]).tolist()
+    nodes = [
+        [[node - tree.tip + begin for node in places] for places in tree.nodes]
+        for tree, begin in zip(trees, begins, strict=False)
+    ]
+    return ReadTrees(used, nodes)
+
+
+def look_up(backbone: Backbone, batch: Sequence[Branches], trees: ReadTrees) -> list[list[torch.Tensor]]:
+    """Return log π of the ids to look up, (T, C) nats for each row, for each completion, from what the network read."""
     rows, tokens, shapes = [], [], []
-    for tree, branches, begin in zip(trees, batch, np.cumsum([0, *sizes]).tolist(), strict=False):
-        for number, nodes in enumerate(tree.nodes):
+    for branches, paths in zip(batch, trees.nodes, strict=True):
+        for number, nodes in enumerate(paths):
             table = branches.table(number)
-            rows.append(np.repeat(np.array(nodes) - tree.tip + begin, table.shape[1]))
+            rows.append(np.repeat(np.array(nodes), table.shape[1]))
             tokens.append(table.reshape(-1))
             shapes.append(table.shape)
     if not rows:
         return [[] for _ in batch]
-    index = torch.from_numpy(np.concatenate(rows)).to(used.device)
-    values = log_probs_at(backbone, used, index, torch.from_numpy(np.concatenate(tokens)).to(used.device))
+    device = trees.states.device
+    index, wanted = (torch.from_numpy(np.concatenate(parts)).to(device) for parts in (rows, tokens))
+    values = log_probs_at(backbone, trees.states, index, wanted)
     pieces = iter(torch.split(values, [int(np.prod(shape)) for shape in shapes]))
     shaped = iter([piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)])
-    return [[next(shaped) for _ in tree.nodes] for tree in trees]
+    return [[next(shaped) for _ in paths] for paths in trees.nodes]
 
 
 def _tree(backbone: Backbone, row: int, branches: Branches, prompts: torch.Tensor | None) -> _Tree:

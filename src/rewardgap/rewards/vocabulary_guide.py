@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -14,8 +15,61 @@ from rewardgap.rewards.token_rewards import log_probs_at
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from rewardgap.backbones.hf import Backbone
     from rewardgap.backbones.trie import Trie
+    from rewardgap.rewards.guide import Guide
+
+NUMBERS_AT_ONCE = 1 << 22
+"""Log-probabilities of a network, positions times vocabulary, that are there at once while normalisers are formed."""
+
+
+class Along(NamedTuple):
+    """A network, and its (T, D) hidden states before each of T scored tokens."""
+
+    backbone: Backbone
+    states: torch.Tensor
+
+    def log_probs(self, part: slice) -> torch.Tensor:
+        """Return log-probabilities of all next tokens at some of the positions, in nats and float64."""
+        return self.backbone.log_probs(self.states[part]).double()
+
+
+@dataclass(frozen=True)
+class LogProbRewards:
+    """Rewards of every next token along one completion, sums of log-probabilities.
+
+        r(v | x, y<t) = Σ_j c_j log π_j(v | x, y<t)
+
+    Hidden states are kept, (T, D) a network. Logits are formed when a normaliser is asked for, a few positions at a
+    time, so that another guidance weight needs no other forward pass, and (T, V) is never there for a long text.
+
+    Attributes:
+        policy: what is steered.
+        terms: what a network's nats count for, in reward units, and the network.
+    """
+
+    policy: Along
+    terms: tuple[tuple[float, Along], ...]
+
+    @torch.no_grad()
+    def log_normalisers(self, guidance_weight: float, temperature: float = 1.0) -> NDArray[np.float64]:
+        """Return (T,) log Σ_v exp((log π(v) + λ r(v)) / τ), v over the policy's token ids."""
+        terms = [(guidance_weight * c, network) for c, network in self.terms if guidance_weight * c != 0]
+        width = self.policy.backbone.vocabulary
+        rows = max(1, NUMBERS_AT_ONCE // width)
+        parts = []
+        for begin in range(0, len(self.policy.states), rows):
+            part = slice(begin, begin + rows)
+            scores = self.policy.log_probs(part)
+            for weight, network in terms:
+                # Another network may have more rows of padding behind its tokens.
+                scores += weight * network.log_probs(part)[:, :width].to(scores.device)
+            parts.append((scores / temperature).logsumexp(-1).cpu())
+        found: NDArray[np.float64] = torch.cat(parts).numpy()
+        return found
 
 
 class Stream(NamedTuple):
@@ -71,7 +125,7 @@ class VocabularyGuide:
     def start(self, policy_states: torch.Tensor) -> torch.Tensor:
         """Return zeros (B,): the bare prompts have no reward yet."""
         self._log_probs = [
-            stream.backbone.log_probs(session.prefill(stream.prompts))
+            self._law(stream.backbone, session.prefill(stream.prompts))
             for stream, session in zip(self._streams, self._sessions, strict=True)
         ]
         self._coefficients = self._coefficients.to(policy_states.device)
@@ -82,7 +136,7 @@ class VocabularyGuide:
     def candidates(self, tokens: torch.Tensor, policy_states: torch.Tensor | None) -> torch.Tensor:
         """Return (B, K) rewards of each prefix extended by each candidate."""
         self._read_pending()
-        rewards = self._values[:, None].expand(tokens.shape).clone()
+        rewards = self._before()[:, None].expand(tokens.shape).clone()
         for number, log_probs in enumerate(self._log_probs):
             found = log_probs.gather(-1, tokens.to(log_probs.device)).double().to(rewards.device)
             rewards += self._coefficients[:, number, None] * found
@@ -138,7 +192,7 @@ class VocabularyGuide:
                     assert states is not None
                     at = torch.tensor([place[trie.parents[v]] for v in later], device=states.device)
                     which = torch.tensor([trie.tokens[v] for v in later], device=states.device)
-                    found[later] = log_probs_at(session.backbone, states[row, : len(nodes)], at, which)
+                    found[later] = self._at(session.backbone, states[row, : len(nodes)], at, which)
                 gained[row, : len(found)] += self._coefficients[row, number] * found.double().to(gained.device)
         return self._summed(gained)
 
@@ -170,6 +224,32 @@ class VocabularyGuide:
         for session in self._sessions:
             session.select(rows)
 
+    def joins(self, other: Guide) -> bool:
+        """Return whether the other guide reads along too; where paths are read anew, soft prompts would be mixed up."""
+        return type(other) is type(self) and all(stream.backbone.packs for stream in self._streams)
+
+    def join(self, other: VocabularyGuide) -> None:
+        """Take over the other's rows."""
+        for session, more in zip(self._sessions, other._sessions, strict=True):
+            session.join(more)
+        self._values = torch.cat([self._values, other._values])
+        self._coefficients = torch.cat([self._coefficients, other._coefficients])
+        self._log_probs = [torch.cat(both) for both in zip(self._log_probs, other._log_probs, strict=True)]
+        self._pending += other._pending
+        self._lengths = [own + more for own, more in zip(self._lengths, other._lengths, strict=True)]
+
+    def _law(self, backbone: Backbone, states: torch.Tensor) -> torch.Tensor:
+        """Return what a network says of every next token, (B, V), from its (B, D) states."""
+        return backbone.log_probs(states)
+
+    def _at(self, backbone: Backbone, states: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Return what it says of single tokens (M,), from rows (M,) of (N, D) states."""
+        return log_probs_at(backbone, states, rows, tokens)
+
+    def _before(self) -> torch.Tensor:
+        """Return what the rewards of each row's candidates count from, (B,)."""
+        return self._values
+
     def _read_pending(self) -> None:
         """Read the tokens kept last: not before, since rows that ended with theirs have left meanwhile."""
         due = [token is not None for token in self._pending]
@@ -183,7 +263,7 @@ class VocabularyGuide:
             rows = zip(self._pending, session.tips, strict=True)
             states = session.extend([siblings([] if token is None else [token], tip) for token, tip in rows])[:, 0]
             session.commit([[begin] if new else [] for new in due], begin)
-            fresh = session.backbone.log_probs(states)
+            fresh = self._law(session.backbone, states)
             read = torch.tensor(due, device=fresh.device)[:, None]
             self._log_probs[number] = torch.where(read, fresh, self._log_probs[number])
         self._pending = [None] * len(due)

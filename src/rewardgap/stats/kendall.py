@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rewardgap.core.errors import ConfigError, ShapeError
+from rewardgap.core.errors import ShapeError
+from rewardgap.stats.matrix import check_resampling, complete, user_counts
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -143,27 +144,16 @@ def tau_bootstrap(
 
     Source: own. `scipy.stats.bootstrap` gives a NaN interval as soon as one resample is constant.
     """
-    x, y = np.asarray(acc_x, dtype=np.float64), np.asarray(acc_y, dtype=np.float64)
-    if x.ndim != 2 or x.shape != y.shape:
-        raise ShapeError(f"acc_x and acc_y have shapes {x.shape} and {y.shape}, expected (M, U) both.")
-    if np.isinf(x).any() or np.isinf(y).any():
-        raise ConfigError("acc_x or acc_y holds an infinite value; a mean over users needs finite ones or NaN.")
-    if resamples < 1 or not 0 < level < 1:
-        raise ConfigError(f"resamples is {resamples} and level {level}; expected at least 1, and a level in (0, 1).")
-    all_methods, all_users = x.shape
-    methods = ~np.isnan(np.stack([x, y])).all(axis=2).any(axis=0)
-    x, y = x[methods], y[methods]
-    users = ~np.isnan(np.concatenate([x, y])).any(axis=0)
-    x, y = x[:, users], y[:, users]
+    check_resampling(resamples, level)
+    found = complete([acc_x, acc_y])
+    x, y = found.stages
     num_methods, num_users = x.shape
     blank = TauInterval(
-        None, None, None, num_methods, 0, 0, 0, None, num_users, all_users - num_users, all_methods - num_methods
+        None, None, None, num_methods, 0, 0, 0, None, num_users, found.n_dropped_users, found.n_dropped_methods
     )
     if num_methods < 2 or num_users == 0:
         reason = "fewer than two methods" if num_methods < 2 else "no user has a value for every method in both metrics"
         return replace(blank, reason=reason)
-    by_value = np.lexsort(np.concatenate([x, y]))
-    x, y = x[:, by_value], y[:, by_value]
 
     # A mean over the same users can differ in its last digit between two equal methods; that is still a tie.
     tie_x, tie_y = (_TIE * float(np.abs(side).max()) or 1.0 for side in (x, y))
@@ -194,8 +184,7 @@ def _resampled_taus(x: NDArray[np.float64], y: NDArray[np.float64], resamples: i
     step = max(1, _CHUNK_CELLS // num_users)
     for begin in range(0, resamples, step):
         num = min(step, resamples - begin)
-        cells = rng.integers(0, num_users, size=(num, num_users)) + np.arange(num)[:, None] * num_users
-        shares = np.bincount(cells.ravel(), minlength=num * num_users).reshape(num, num_users) / num_users
+        shares = user_counts(num_users, num, rng) / num_users
         taus[begin : begin + num] = kendall_tau_rows(shares @ x.T, shares @ y.T, tolerance=1.0)
     return taus
 

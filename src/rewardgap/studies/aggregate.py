@@ -20,6 +20,7 @@ from rewardgap.metrics.win_rate import win_name, wins
 from rewardgap.policies.catalog import POLICIES
 from rewardgap.stats.bootstrap import clustered_mean
 from rewardgap.studies.compare import baseline_results, control_results, tau_results
+from rewardgap.studies.methods import config_of
 from rewardgap.studies.splitting import support_notes, support_size
 from rewardgap.studies.workbench import retriever_of, shown_name
 
@@ -226,6 +227,9 @@ def _deployment_rows(tables: Tables, deployment: Deployment, cell: Cell) -> list
             rows.append(tables.estimated(row("behaviour", name), shares, users))
         proposed = [record["proposed"] for record in records]
         rows.append(tables.estimated(row("cost", "pieces_per_completion"), proposed, users))
+    if "questions" in scored:
+        asked = [float(record["questions"]) for record in records]
+        rows.append(tables.estimated(row("cost", "questions_per_completion"), asked, users))
     if deployment.shots is not None:
         for name in ("demonstrations", "demonstrations_dropped"):
             rows.append(tables.estimated(row("cost", name), [float(record[name]) for record in records], users))
@@ -268,10 +272,11 @@ def is_baseline(deployment: Deployment) -> bool:
 def deployed(row: ResultRow, tables: Tables, deployment: Deployment) -> ResultRow:
     """Fill a row's columns with what names a deployment."""
     if deployment.reward_model is None:
-        retriever = retriever_of(deployment)
+        retriever, card = retriever_of(deployment), POLICIES[deployment.name]
         return replace(
             row, method=deployment.name, shots=deployment.shots, retriever=retriever,
-            support_size=row.support_size if POLICIES[deployment.name].personal else None,
+            support_size=row.support_size if card.personal else None,
+            guidance_weight=config_of(card, deployment.options).get("guidance_weight"),
         )  # fmt: skip
     row = _named(row, tables, deployment.reward_model)
     decoder = deployment.decoder_name

@@ -31,7 +31,7 @@ VERSIONS = {
     "pairing": 2,
     "data_check": 2,
     "reward_model": 2,
-    "deployment": 3,
+    "deployment": 4,
     "behaviour": 2,
     "judgement": 2,
     "shuffled": 2,

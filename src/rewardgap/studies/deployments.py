@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from rewardgap.core.errors import ConfigError
+from rewardgap.decoding.base import JUDGES
+from rewardgap.decoding.best_of_n import BestOfN
 from rewardgap.decoding.catalog import DECODERS, build_decoder
 from rewardgap.studies.methods import steers
 from rewardgap.studies.spec import WEIGHTS, Part, RewardModelSpec, decoder_defaults, listed
@@ -32,7 +34,7 @@ class Deployment(Part):
 
     @property
     def decoder_name(self) -> str:
-        """Return a decoder's name in results: with the options by which it differs from its defaults."""
+        """Return a decoder's or policy's name: with the options by which it differs from its defaults."""
         return " ".join([self.name, *(f"{name}={_shown(value)}" for name, value in self.options.items())])
 
     @property
@@ -47,10 +49,14 @@ class Deployment(Part):
 
         Raises:
             UnknownNameError: if there is no such decoder.
-            ConfigError: if it has no such option, or a value is out of range.
+            ConfigError: if it has no such option, a value is out of range, or who picks has no use for it.
         """
         own = {"guidance_weight": self.guidance_weight, "top_k": self.top_k}
-        return build_decoder(self.name, **{k: v for k, v in own.items() if v is not None}, **self.options)
+        decoder = build_decoder(self.name, **{k: v for k, v in own.items() if v is not None}, **self.options)
+        if isinstance(decoder, BestOfN) and self.reward_model is not None:
+            check = decoder.check_rewarded if steers(self.reward_model.method) else decoder.check_judged
+            check()
+        return decoder
 
 
 def expand(study: StudySpec) -> list[Deployment]:
@@ -75,7 +81,12 @@ def expand(study: StudySpec) -> list[Deployment]:
             grid = itertools.product(models, *_grid(spec))
             made = [
                 Deployment(
-                    kind="guided", name=spec.decoder, reward_model=model, guidance_weight=weight, top_k=k, options=own
+                    kind="guided",
+                    name=spec.decoder,
+                    reward_model=model,
+                    guidance_weight=weight if steers(model.method) else None,
+                    top_k=k,
+                    options=own,
                 )
                 for model, weight, k, own in grid
             ]
@@ -84,17 +95,26 @@ def expand(study: StudySpec) -> list[Deployment]:
 
 
 def _steering(study: StudySpec, spec: DeploymentSpec) -> list[RewardModelSpec]:
+    """Return the reward models of a line: those it names, else all that reward; a judge only where it is named."""
+    assert spec.decoder is not None
     able = [model for model in study.reward_models if steers(model.method)]
-    if not able:
+    named = set(spec.reward_models or ())
+    judges = [m for m in study.reward_models if m not in able and {m.name, m.method} & named]
+    if judges and JUDGES not in DECODERS[spec.decoder].families:
+        raise ConfigError(
+            f"deployment '{spec.decoder}' names {judges[0].name}, which ranks whole texts and rewards no token; "
+            "leave it out: it ranks pairs, judges what the others write, and picks under best_of_n."
+        )
+    if judges and listed(spec.guidance_weight) != [decoder_defaults(spec.decoder)["guidance_weight"]]:
+        raise ConfigError(
+            f"deployment '{spec.decoder}': guidance_weight weighs rewards, and {judges[0].name} has none; leave it "
+            "out, and give judges a line of their own."
+        )
+    if not able and not judges:
         raise ConfigError(f"decoder '{spec.decoder}' needs a reward model; list some under reward_models.")
     if spec.reward_models is None:
         return able
-    judges = [m.name for m in study.reward_models if m not in able and {m.name, m.method} & set(spec.reward_models)]
-    if judges:
-        raise ConfigError(
-            f"deployment '{spec.decoder}' names {judges[0]}, which ranks whole texts and rewards no token; "
-            "leave it out: it ranks pairs and judges what the others write."
-        )
+    able = [model for model in study.reward_models if model in able or model in judges]
     known = {name for model in able for name in (model.name, model.method)}
     unknown = [name for name in spec.reward_models if name not in known]
     if unknown:

@@ -115,6 +115,16 @@ class Pairer:
             out.append(record)
         return out
 
+    def check_batches(self, texts: Sequence[AuthoredText], batch_size: int) -> None:
+        """Refuse batches that would not fit into memory, demonstrations of others left out.
+
+        Raises:
+            OutOfMemoryError: naming a batch size that fits.
+        """
+        policy = zero_shot(self.policy, settings=self.settings)
+        policy.rows_a_prompt = 2 if self.spec.rule == "closest" else 1
+        policy.check_batches([self._prompt(text)[0] for text in texts], [None] * len(texts), batch_size)
+
     def _closest(self, texts: Sequence[AuthoredText], prompts: Sequence[str]) -> list[tuple[str, str] | str]:
         out: list[tuple[str, str] | str] = ["no two samples of different closeness"] * len(texts)
         waiting = list(range(len(texts)))

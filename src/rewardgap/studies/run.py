@@ -327,7 +327,7 @@ def without_folders(text: str) -> str:
 def deployment_title(deployment: Deployment) -> str:
     """Return a short name of a deployment for progress."""
     if deployment.reward_model is None:
-        return deployment.name if deployment.shots is None else f"{deployment.name} {deployment.shots}"
+        return " ".join([deployment.decoder_name, *([] if deployment.shots is None else [str(deployment.shots)])])
     return f"{_title(deployment.reward_model)} · {deployment.decoder_title}"
 
 

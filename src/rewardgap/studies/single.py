@@ -14,6 +14,7 @@ from rewardgap.decoding.catalog import DECODERS
 from rewardgap.metrics.rm_accuracy import pair_accuracy
 from rewardgap.policies.guided import Guided
 from rewardgap.policies.in_context import InContext
+from rewardgap.policies.many import Asked, write_many
 from rewardgap.policies.zero_shot import ZeroShot
 from rewardgap.rewards.build import load_reward_model, read_facts
 from rewardgap.rewards.catalog import REWARD_MODELS
@@ -22,7 +23,7 @@ from rewardgap.studies.stages import number
 from rewardgap.studies.workbench import shown_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from rewardgap.backbones.hf import Backbone
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from rewardgap.data.prompts import AskedPrompt
     from rewardgap.decoding.base import Decoder
     from rewardgap.policies.base import AdaptedPolicy, GenerationSettings
+    from rewardgap.policies.run import Generation, Prepared
     from rewardgap.rewards.model import RewardModel
     from rewardgap.rewards.states import UserState
     from rewardgap.stats.bootstrap import Estimate
@@ -219,22 +221,45 @@ def users_of(prompts: Sequence[AskedPrompt]) -> list[str]:
     return list(dict.fromkeys(asked.user_id or NOBODY for asked in prompts))
 
 
-def write_completions(deployed: Deployed, prompts: Sequence[AskedPrompt], batch_size: int) -> Iterator[dict[str, Any]]:
-    """Write a completion for each prompt, a batch at a time, in order; a seed belongs to a user and an example."""
-    policy = deployed.policy
-    for begin in range(0, len(prompts), batch_size):
-        batch = prompts[begin : begin + batch_size]
-        users = [asked.user_id or NOBODY for asked in batch]
-        names = zip(users, batch, strict=True)
-        seeds = [child_seed(policy.settings.seed, "decode", user, asked.example_id) for user, asked in names]
-        run = policy.open([asked.prompt for asked in batch], [deployed.states[user] for user in users], seeds)
-        for asked, prepared, written in zip(batch, run.prepared, run.generate(), strict=True):
-            yield {
-                "user_id": asked.user_id,
-                "example_id": asked.example_id,
-                "completion": written.text,
-                "ended": written.ended,
-                "new_tokens": len(written.ids),
-                "demonstrations": prepared.shown,
-                "demonstrations_dropped": prepared.dropped,
-            }
+def write_completions(
+    deployed: Deployed, prompts: Sequence[AskedPrompt], batch_size: int, show: Callable[[dict[str, Any]], None]
+) -> None:
+    """Write a completion for each prompt; a seed belongs to a user and an example.
+
+    Args:
+        deployed: the deployment.
+        prompts: what it is asked.
+        batch_size: prompts at a time.
+        show: called with each record, in the order of the prompts and as soon as that allows; where the work is ended
+            from outside, with the others that are there too.
+
+    Raises:
+        OutOfMemoryError: if a batch would not fit into memory; the message names a batch size that does.
+    """
+    policy, users = deployed.policy, [asked.user_id or NOBODY for asked in prompts]
+    ready: dict[int, dict[str, Any]] = {}
+    shown = 0
+
+    def keep(number: int, prepared: Prepared, written: Generation) -> None:
+        nonlocal shown
+        ready[number] = {
+            "user_id": prompts[number].user_id,
+            "example_id": prompts[number].example_id,
+            "completion": written.text,
+            "ended": written.ended,
+            "new_tokens": len(written.ids),
+            "demonstrations": prepared.shown,
+            "demonstrations_dropped": prepared.dropped,
+        }
+        while shown in ready:
+            show(ready.pop(shown))
+            shown += 1
+
+    names = zip(users, prompts, strict=True)
+    seeds = [child_seed(policy.settings.seed, "decode", user, asked.example_id) for user, asked in names]
+    states = [deployed.states[user] for user in users]
+    try:
+        write_many(policy, Asked([asked.prompt for asked in prompts], states, seeds), batch_size, keep)
+    finally:
+        for number in sorted(ready):
+            show(ready[number])

@@ -162,7 +162,9 @@ class DeploymentSpec(Part):
 
     policy: str | None = Field(None, description="a deployment without reward model: zero_shot, icl, icl_rag, ...")
     decoder: str | None = Field(None, description="a reward-guided decoder, run with every reward model")
-    reward_models: list[str] | None = Field(None, description="labels or methods that steer; all unless given")
+    reward_models: list[str] | None = Field(
+        None, description="labels or methods that steer, or judges that pick; all that steer unless given"
+    )
     guidance_weight: float | list[float] = Field(1.0, description="lambda; the decoder's own unless given")
     top_k: int | list[int] = Field(10, description="candidates a step; the decoder's own unless given")
     num_demonstrations: int | list[int] | None = Field(None, description="shots")

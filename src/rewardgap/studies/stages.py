@@ -14,12 +14,14 @@ from rewardgap.core.seeds import child_seed
 from rewardgap.data.base import AuthoredDataset, PreferenceDataset
 from rewardgap.diagnostics.check import check_dataset
 from rewardgap.metrics.catalog import METRICS
+from rewardgap.policies.zero_shot import zero_shot
+from rewardgap.studies.batches import in_batches
 from rewardgap.studies.methods import save_ranker_states, steers
 from rewardgap.studies.pairing import Pairer
 from rewardgap.studies.workbench import split_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from rewardgap.policies.run import Generation, PolicyRun
     from rewardgap.studies.cells import Cell
@@ -29,10 +31,12 @@ if TYPE_CHECKING:
 
 
 def check_prompts(bench: Workbench) -> None:
-    """Refuse a prompt that leaves no room for what is to be written, before anything is computed.
+    """Refuse what cannot be run, before anything is computed.
 
     Raises:
-        DataError: naming the user, the example, its tokens and the limit.
+        DataError: if a prompt leaves no room for what is to be written, naming the user, the example, its tokens and
+            the limit.
+        OutOfMemoryError: if a batch of prompts does not even fit without demonstrations and guidance.
     """
     pairs, encoder, settings = bench.study_pairs(), bench.policy.encoder, bench.settings
     room = bench.policy.context - settings.max_new_tokens
@@ -44,6 +48,8 @@ def check_prompts(bench: Workbench) -> None:
             encoder.encode_prompt(prompt, max_tokens=limit, on_long=settings.on_long)
         except DataError as error:
             raise DataError(f"example '{example}' of user '{user}': {error}") from error
+    asked = [item.prompt for items in pairs.query.values() for item in items]
+    zero_shot(bench.policy, settings=settings).check_batches(asked, [None] * len(asked), bench.study.batch_size)
 
 
 def run_pairing(bench: Workbench, cell: Cell) -> None:
@@ -61,6 +67,7 @@ def run_pairing(bench: Workbench, cell: Cell) -> None:
         (data.by_id(i) for i in split_ids(split)),
         key=lambda t: (len(encoder.encode_text(t.prompt_source)), t.example_id),
     )
+    pairer.check_batches(texts, bench.study.batch_size)
     in_batches(bench, cell, texts, pairer.records)
 
 
@@ -130,10 +137,11 @@ def run_deployment(bench: Workbench, cell: Cell, deployment: Deployment, reward_
     items = [item for user in bench.study_pairs().adapt_users for item in bench.study_pairs().query[user]]
     items.sort(key=lambda item: (len(encoder.encode_prompt(item.prompt)), item.user_id, item.example_id))
 
+    def both_sides(batch: Sequence[QueryItem]) -> list[list[str]]:
+        return [[item.pair.chosen, item.pair.rejected] if item.pair and policy.scorable else [] for item in batch]
+
     def work(batch: Sequence[QueryItem]) -> list[dict[str, Any]]:
-        completions = [
-            [item.pair.chosen, item.pair.rejected] if item.pair and policy.scorable else [] for item in batch
-        ]
+        completions = both_sides(batch)
         seeds = [child_seed(bench.study.seed, "decode", item.user_id, item.example_id) for item in batch]
         begin = time.perf_counter()
         run = policy.open([item.prompt for item in batch], [states[item.user_id] for item in batch], seeds, completions)
@@ -157,6 +165,7 @@ def run_deployment(bench: Workbench, cell: Cell, deployment: Deployment, reward_
                 "changed": generation.changed,
                 "near_ties": generation.near_ties,
                 "guide_passes": generation.guide_passes,
+                "pruned": generation.pruned,
                 **_pieces(generation),
                 **cost,
                 **_scores(row),
@@ -164,6 +173,8 @@ def run_deployment(bench: Workbench, cell: Cell, deployment: Deployment, reward_
             for item, generation, prepared, row in zip(batch, written, run.prepared, scores, strict=True)
         ]
 
+    users = [states[item.user_id] for item in items]
+    policy.check_batches([item.prompt for item in items], users, bench.study.batch_size, both_sides(items))
     first = policy.open([items[0].prompt], [states[items[0].user_id]]).prepared[0]
     facts = {"first_prompt": policy.backbone.encoder.render(first.prompt)}
     if not policy.scorable:
@@ -225,34 +236,6 @@ def encode_written(bench: Workbench, written: Sequence[Cell], specs: Sequence[Re
                 bench.progress.say(f"  completions for {spec.name}: {error}")
 
 
-def in_batches(
-    bench: Workbench,
-    cell: Cell,
-    items: Sequence[Any],
-    work: Callable[[Sequence[Any]], list[dict[str, Any]]],
-    facts: dict[str, Any] | None = None,
-) -> None:
-    """Run a cell batch by batch; batches are cut by item index, so a resumed run rebuilds the same ones."""
-    folder = bench.folder(cell)
-    size = bench.study.batch_size
-    kept: dict[int, list[dict[str, Any]]] = {}
-    left = folder.start()
-    for record in left:
-        kept.setdefault(record["item"] // size * size, []).append(record)
-    whole = {begin for begin, rows in kept.items() if len(rows) == len(items[begin : begin + size])}
-    if len(whole) < len(kept):
-        # The kill fell inside a write: a batch counts only with all its lines.
-        folder.rewrite([record for begin in sorted(whole) for record in kept[begin]])
-    with bench.progress.task(cell.title, len(items)) as task:
-        for begin in range(0, len(items), size):
-            batch = items[begin : begin + size]
-            if begin not in whole:
-                records = work(batch)
-                folder.append({"item": begin + place, **record} for place, record in enumerate(records))
-            task(begin + len(batch), len(items))
-    folder.finish({"facts": {"batch_size": size, **(facts or {})}})
-
-
 def _margins(part: str, pairs: Sequence[Any], margins: Any) -> list[dict[str, Any]]:
     return [
         {"part": part, "user_id": pair.user_id, "example_id": pair.example_id, "margin": number(margin)}
@@ -274,7 +257,9 @@ def _pieces(generation: Generation) -> dict[str, int | None]:
     """Return what a search over pieces says of itself; nothing where single tokens are chosen."""
     if generation.proposed is None:
         return {}
-    return {name: getattr(generation, name) for name in ("proposed", "distinct", "accepted")}
+    pieces = {name: getattr(generation, name) for name in ("proposed", "distinct", "accepted")}
+    asked = {} if generation.questions is None else {"questions": generation.questions, "ties": generation.ties}
+    return pieces | asked
 
 
 def _shared_cost(run: PolicyRun, seconds: float, forwards: int, tokens: int, rows: int) -> dict[str, float]:

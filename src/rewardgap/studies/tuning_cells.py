@@ -13,7 +13,8 @@ from rewardgap.metrics.catalog import METRICS
 from rewardgap.policies.guided import Guided
 from rewardgap.policies.zero_shot import zero_shot
 from rewardgap.rewards.model import RewardModel
-from rewardgap.studies.stages import in_batches, number
+from rewardgap.studies.batches import in_batches
+from rewardgap.studies.stages import number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -21,6 +21,8 @@ from rewardgap.policies.base import GenerationSettings
 from rewardgap.policies.catalog import POLICIES, build_judge
 from rewardgap.policies.chat_models import LocalChat
 from rewardgap.policies.guided import Guided
+from rewardgap.policies.judged import Judged
+from rewardgap.policies.judges import Judge
 from rewardgap.policies.zero_shot import zero_shot
 from rewardgap.rewards.build import load_reward_model, reward_model
 from rewardgap.rewards.model import RewardModel
@@ -232,6 +234,9 @@ class Workbench:
             return policy, self._adapted(policy, card, cell)
         assert reward_cell is not None
         reward = self.fitted(reward_cell, deployment.reward_model)
+        if isinstance(reward, Judge):
+            judged = Judged(self.policy, deployment.decoder(), self.settings, judge=reward, traces=self.traces)
+            return judged, self.states(reward_cell, deployment.reward_model)
         assert isinstance(reward, RewardModel)
         policy = Guided(self.policy, deployment.decoder(), self.settings, reward=reward, traces=self.traces)
         return policy, self.states(reward_cell, deployment.reward_model)

@@ -115,7 +115,10 @@ def test_every_method_goes_through_the_single_verbs(
 ) -> None:
     """Fit, adapt, score and generate, each a process of its own for a user: nothing is carried but the files."""
     monkeypatch.setenv("REWARDGAP_CACHE", str(tmp_path / "cache"))
-    few = ("--set", "user_steps=2") if (method, mode) == ("mpu", "lora") else ()
+    # The tiny network reads 256 tokens: a user's text must leave room for the pair.
+    few = {("mpu", "lora"): ("--set", "user_steps=2"), ("pad", None): ("--set", "text_tokens=120")}.get(
+        (method, mode), ()
+    )
     fitted = ("--data", files / "prefs.jsonl", "--method", method, "--backbone", "synthetic-words", *few, *ONE)
     ok("fit", *fitted, *(("--fit-mode", mode) if mode else ()), "--output", tmp_path / "m")
     states = tmp_path / "states.safetensors"

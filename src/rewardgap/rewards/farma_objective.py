@@ -15,7 +15,7 @@ from rewardgap.rewards.token_rewards import read_trees
 from rewardgap.rewards.training import Schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from rewardgap.backbones.hf import Backbone
     from rewardgap.rewards.token_networks import TokenNetworks
@@ -70,21 +70,18 @@ class Continuations:
     base: Backbone
     rows: InitVar[Sequence[Branches]]
     count: int = 0
-    _texts: dict[tuple[int, ...], _Node] = field(default_factory=dict, init=False, repr=False)
+    _texts: dict[tuple[int, ...], set[tuple[int, ...]]] = field(default_factory=dict, init=False, repr=False)
     _kept: dict[_Key, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self, rows: Sequence[Branches]) -> None:
-        """Grow a tree of texts a prompt."""
+        """Collect the texts of each prompt."""
         if self.count > self.base.vocabulary:
             raise ConfigError(
                 f"backup_top_k is {self.count}, and {self.base.name} has {self.base.vocabulary} tokens; lower it, or "
                 "give null for the whole vocabulary."
             )
         for row in rows:
-            for ids in row.completions:
-                node = self._texts.setdefault(row.prompt, {})
-                for token in ids:
-                    node = node.setdefault(token, {})
+            self._texts.setdefault(row.prompt, set()).update(row.completions)
 
     def of(self, batch: Sequence[Branches]) -> torch.Tensor:
         """Return (N, C) ids, a line a node that `read_trees` returns a state of; shorter lines repeat their first.
@@ -102,7 +99,7 @@ class Continuations:
         if key in self._kept:
             return self._kept[key]
         trie = build_trie([ids[:-1] for ids in row.completions])
-        top = self._texts[row.prompt]
+        top = _grown(self._texts[row.prompt])
         inner: list[_Node] = []
         for token, parent in zip(trie.tokens, trie.parents, strict=True):
             inner.append((top if parent == ROOT else inner[parent])[token])
@@ -118,6 +115,16 @@ class Continuations:
         return found
 
 
+def _grown(texts: Iterable[tuple[int, ...]]) -> _Node:
+    """Return texts as a tree of dictionaries; it is large, and dropped after use."""
+    top: _Node = {}
+    for ids in texts:
+        node = top
+        for token in ids:
+            node = node.setdefault(token, {})
+    return top
+
+
 def preference_losses(
     networks: TokenNetworks, batch: Sequence[Branches], prompts: torch.Tensor, centre_weight: float
 ) -> torch.Tensor:
@@ -125,8 +132,8 @@ def preference_losses(
 
         softplus(-(r+ - r-)) + c (r+ + r-)²
 
-    Pairs leave the level of the values open, and maxima only ever raise it: without the pull it climbs for as long as
-    the backups go on.
+    Pairs leave the level of the values open, and maxima can raise it: the pull holds it. It is of every pair, not of
+    their mean, so a large one costs texts that are good or bad together what they are worth.
 
     Args:
         networks: one network, with its table.

@@ -96,8 +96,10 @@ def readings(found: dict[str, Any], name: str) -> float:
 
 def decode(found: dict[str, Any]) -> str:
     sizes, ways, read_once = found["sizes"], found["ways"], "weights read once"
+    slow = {name: way for name, way in ways.items() if way["tokens_measured"] < sizes["tokens"]}
+    against = " --against args reencode" if slow else ""
     lines = [
-        "`rewardgap bench decode --k 10 40 --against args reencode --data authored --data-set path=... "
+        f"`rewardgap bench decode --k 10 40{against} --rounds {sizes['rounds']} --data authored --data-set path=... "
         "--data-set task=commit_subject --json benchmarks/results/decode.json`: "
         f"{found['policy']} steered by a reward model of its size, prompts of up to {max(sizes['prompt_tokens'])} "
         f"tokens ({found['data']}), {sizes['tokens']} new tokens, {sizes['rounds']} turns each with another prompt. "
@@ -120,7 +122,6 @@ def decode(found: dict[str, Any]) -> str:
             f"{readings(found, name) / rows:.2f} | {way['milliseconds_a_token'] / limit:.2f} |"
         )
     lines += ["", *(f"- k = {k}: {ahead(row)}" for k, row in found["look_ahead"].items())]
-    slow = {name: way for name, way in ways.items() if way["tokens_measured"] < sizes["tokens"]}
     if slow:
         lines += [
             "",

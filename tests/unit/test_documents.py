@@ -73,6 +73,8 @@ def test_the_page_of_benchmarks_holds_their_figures(monkeypatch: pytest.MonkeyPa
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     page = importlib.import_module("page")
     assert page.render() == page.PAGE.read_text(encoding="utf-8")
+    performance = page.PERFORMANCE.read_text(encoding="utf-8")
+    assert page.tables(performance) == performance
 
 
 def test_a_study_is_one_line_of_the_table_across_studies(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from rewardgap.decoding.plain import Greedy
 from rewardgap.decoding.transfer_q import TransferQ
 from rewardgap.rewards.guide import BackboneGuide, PolicyStateGuide
 from rewardgap.studies.deployments import expand
-from rewardgap.studies.run import check_names
+from rewardgap.studies.plan import check_names
 from rewardgap.studies.spec import parse_study
 from standins import DotHead, as_backbone, tiny_backbone, tiny_model, tiny_tokenizer
 

@@ -26,7 +26,7 @@ from rewardgap.policies.in_context import in_context
 from rewardgap.policies.zero_shot import zero_shot
 from rewardgap.studies.aggregate import deployed
 from rewardgap.studies.deployments import expand
-from rewardgap.studies.run import deployment_title
+from rewardgap.studies.plan import deployment_title
 from rewardgap.studies.spec import parse_study
 from standins import ARCHITECTURES, private_copy, text_backbone
 

@@ -16,7 +16,8 @@ from rewardgap.core.results import StudyResults
 from rewardgap.report.markdown import study_markdown
 from rewardgap.report.tables import markdown_table
 from rewardgap.studies.deployments import expand
-from rewardgap.studies.run import check_names, study_yaml
+from rewardgap.studies.folders import study_yaml
+from rewardgap.studies.plan import check_names
 from rewardgap.studies.spec import load_study
 
 ROOT = Path(__file__).parents[2]

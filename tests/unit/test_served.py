@@ -32,7 +32,8 @@ from rewardgap.policies.persona import persona
 from rewardgap.policies.served import candidate_pool
 from rewardgap.policies.zero_shot import ZeroShot, zero_shot
 from rewardgap.rewards.build import reward_model
-from rewardgap.studies.run import check_names, study_yaml
+from rewardgap.studies.folders import study_yaml
+from rewardgap.studies.plan import check_names
 from rewardgap.studies.spec import StudySpec
 from rewardgap.studies.workbench import shown_name
 from standins import ARCHITECTURES, private_copy, save_hub_folder, text_backbone, tiny_tokenizer

@@ -139,8 +139,9 @@ def _execute(
 
 
 def _dry_run(study: StudySpec, folder: Path, as_json: bool) -> None:
+    from rewardgap.studies.folders import study_yaml
+    from rewardgap.studies.plan import check_names, make_plan
     from rewardgap.studies.progress import Silent
-    from rewardgap.studies.run import check_names, make_plan, study_yaml
     from rewardgap.studies.workbench import Workbench
 
     check_names(study)

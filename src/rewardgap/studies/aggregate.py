@@ -399,7 +399,7 @@ def _notes(tables: Tables) -> list[str]:
 def _plain_study(finished: Finished) -> dict[str, Any]:
     import yaml
 
-    from rewardgap.studies.run import study_yaml
+    from rewardgap.studies.folders import study_yaml
 
     return dict(yaml.safe_load(study_yaml(finished.bench.study)))
 

@@ -25,7 +25,7 @@ from rewardgap.data.ordering import in_random_order
 from rewardgap.data.partition import Split
 from rewardgap.studies.cells import Cell
 from rewardgap.studies.environment import environment
-from rewardgap.studies.run import locked
+from rewardgap.studies.folders import locked
 from rewardgap.studies.spec import filled
 from rewardgap.studies.splitting import draw_split
 from rewardgap.studies.stages import run_pairing

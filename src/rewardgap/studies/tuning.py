@@ -20,7 +20,8 @@ from rewardgap.stats.bootstrap import clustered_mean
 from rewardgap.studies import stages, tuning_cells
 from rewardgap.studies.cells import Cell
 from rewardgap.studies.methods import steers
-from rewardgap.studies.run import dealt, make_plan, opened
+from rewardgap.studies.plan import make_plan
+from rewardgap.studies.run import dealt, opened
 from rewardgap.studies.tuning_choice import Candidate, choose
 from rewardgap.studies.workbench import split_hash
 
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rewardgap.core.records import PreferencePair
+    from rewardgap.studies.plan import Plan
     from rewardgap.studies.progress import Progress
-    from rewardgap.studies.run import Plan
     from rewardgap.studies.spec import RewardModelSpec, StudySpec
     from rewardgap.studies.tuning_settings import TuningSettings
     from rewardgap.studies.workbench import Workbench

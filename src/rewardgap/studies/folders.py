@@ -64,7 +64,7 @@ def study_yaml(study: StudySpec) -> str:
         if isinstance(value, dict):
             return {name: masked(item, name) for name, item in value.items()}
         if isinstance(value, list):
-            return [masked(item) for item in value]
+            return [masked(item, key) for item in value]
         if not isinstance(value, str):
             return value
         is_place = value.startswith(("/", "~")) or (key in ("policy", "backbone") and is_served(value))

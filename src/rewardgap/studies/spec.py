@@ -240,6 +240,22 @@ class StudySpec(Part):
     controls: ControlSpec = Field(default_factory=ControlSpec)
     resamples: int = Field(2000, ge=1, description="bootstrap resamples")
     samples: int = Field(24, ge=0, description="query prompts shown in the report")
+    vary: list[dict[str, list[Any]] | list[dict[str, Any]]] = Field(
+        default_factory=list, description="axes: the study is run at every combination of their values"
+    )
+
+    @field_validator("vary", mode="before")
+    @classmethod
+    def _axes(cls, value: Any) -> Any:
+        for number, axis in enumerate(value if isinstance(value, list) else [value], 1):
+            values = next(iter(axis.values())) if isinstance(axis, dict) and len(axis) == 1 else axis
+            overlays = isinstance(axis, list) and all(isinstance(item, dict) and item for item in axis)
+            if not (isinstance(values, list) and values and (isinstance(axis, dict) or overlays)):
+                raise ValueError(
+                    f"axis {number} is neither one setting with a list of values, such as {{seed: [0, 1]}}, nor a list "
+                    "of settings that go together, such as [{seed: 0, policy: a}, {seed: 1, policy: b}]"
+                )
+        return value
 
 
 def load_study(path: str | Path, overrides: list[str] | None = None) -> StudySpec:

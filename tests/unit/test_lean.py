@@ -12,7 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewardgap.backbones.lean import FEWEST, SIZES, JoinedNorm, PreparedLinear, grouped_attention, make_lean
+from rewardgap.backbones.lean import JoinedNorm, grouped_attention, make_lean
+from rewardgap.backbones.lean_layer import LeanLayer, is_plain, joined_to_prepare
+from rewardgap.backbones.prepared import FEWEST, SIZES, PreparedLinear
 from rewardgap.backbones.session import TrieSession
 from rewardgap.backbones.trie import siblings
 from standins import ARCHITECTURES, as_backbone, tiny_model
@@ -151,6 +153,102 @@ def test_memory_decides_whether_weights_are_prepared(monkeypatch: pytest.MonkeyP
     model = tiny_model("llama", dtype=torch.float32)
     make_lean(model)
     assert not any(isinstance(module, PreparedLinear) for module in model.modules())
+
+
+def lean_model(architecture: str = "llama", **shape) -> torch.nn.Module:
+    model = tiny_model(architecture, dtype=torch.float32, **shape)
+    make_lean(model)
+    return model
+
+
+@needs_mkl
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_layers_take_fewer_calls_where_they_come_out_the_same(architecture: str) -> None:
+    """Gemma's layers have norms of their own around both halves: read like the others they come out otherwise."""
+    layers = lean_model(architecture).get_decoder().layers
+    assert {isinstance(layer, LeanLayer) for layer in layers} == {architecture != "gemma3"}
+
+
+@needs_mkl
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "gemma3"])
+@settings(max_examples=15)
+@given(data=st.data())
+def test_a_lean_layer_is_the_layer(architecture: str, data: st.DataObject) -> None:
+    """With keys and values kept, trees of several rows, and any number of tokens."""
+    tokens = data.draw(st.lists(st.lists(st.integers(0, 28), min_size=1, max_size=30), min_size=1, max_size=3))
+    tails = [data.draw(st.lists(st.integers(0, 28), min_size=1, max_size=25)) for _ in tokens]
+    lean = lean_model(architecture)
+    for layer in lean.get_decoder().layers:
+        for name, weight in layer.named_parameters():
+            if "bias" in name or "norm" in name:
+                weight.data.normal_(generator=torch.Generator().manual_seed(len(name)))
+    plain = copy.deepcopy(lean)
+    for layer in plain.get_decoder().layers:
+        layer.__class__ = type(layer).__mro__[2]
+        assert not isinstance(layer, LeanLayer)
+    own, other = states(lean, tokens, tails), states(plain, tokens, tails)
+    for row, tail in enumerate(tails):
+        torch.testing.assert_close(own[row, : len(tail)], other[row, : len(tail)], rtol=1e-4, atol=1e-4)
+
+
+@needs_mkl
+def test_a_layer_that_was_adapted_or_is_watched_runs_as_it_is() -> None:
+    model = lean_model()
+    first, second = model.get_decoder().layers
+    assert is_plain(first)
+    seen = []
+    handle = first.self_attn.o_proj.register_forward_hook(lambda *_: seen.append(1))
+    assert not is_plain(first)
+    states(model, [[1, 2, 3, 4]], [[5, 6, 7, 8]])
+    assert seen
+    handle.remove()
+    assert is_plain(first)
+    before = states(model, [[1, 2, 3, 4]], [[5, 6, 7, 8]])
+
+    class Doubled(torch.nn.Module):
+        def __init__(self, base: torch.nn.Module) -> None:
+            super().__init__()
+            self.base = base
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return 2 * self.base(inputs)
+
+    second.mlp.down_proj = Doubled(second.mlp.down_proj)
+    assert not is_plain(second)
+    assert not torch.allclose(states(model, [[1, 2, 3, 4]], [[5, 6, 7, 8]]), before)
+    with torch.no_grad():
+        second.mlp.down_proj.base.weight.div_(2)
+    torch.testing.assert_close(states(model, [[1, 2, 3, 4]], [[5, 6, 7, 8]]), before, rtol=1e-4, atol=1e-4)
+
+
+@needs_mkl
+def test_joined_weights_that_change_are_prepared_anew_and_go_with_the_network() -> None:
+    model = lean_model()
+    layer = model.get_decoder().layers[0]
+    before = states(model, [[1, 2, 3, 4]], [[5, 6, 7, 8]])
+    with torch.no_grad():
+        layer.self_attn.v_proj.weight.mul_(3.0)
+    after = states(model, [[1, 2, 3, 4]], [[5, 6, 7, 8]])
+    assert not torch.allclose(before, after, atol=1e-3)
+    fresh = tiny_model("llama", dtype=torch.float32)
+    with torch.no_grad():
+        fresh.get_decoder().layers[0].self_attn.v_proj.weight.mul_(3.0)
+    torch.testing.assert_close(after, states(fresh, [[1, 2, 3, 4]], [[5, 6, 7, 8]]), rtol=1e-4, atol=1e-4)
+    weights = weakref.ref(layer.self_attn.q_proj.weight)
+    assert joined_to_prepare(model)[1] > 0
+    del model, layer
+    gc.collect()
+    assert weights() is None
+
+
+def test_gradients_flow_through_a_lean_layer() -> None:
+    lean, plain = lean_model(), tiny_model("llama", dtype=torch.float32)
+    ids = torch.tensor([[1, 2, 3, 4, 5, 6]])
+    for model in (lean, plain):
+        model.requires_grad_(True)
+        model(input_ids=ids).logits.square().sum().backward()
+    for (name, own), (_, other) in zip(lean.named_parameters(), plain.named_parameters(), strict=True):
+        torch.testing.assert_close(own.grad, other.grad, msg=name, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("heads", [2, 4])

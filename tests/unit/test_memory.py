@@ -17,9 +17,10 @@ from torch.profiler import ProfilerActivity, profile
 from rewardgap.backbones import memory
 from rewardgap.backbones.features import FeatureCache
 from rewardgap.backbones.hf import Backbone
-from rewardgap.backbones.lean import PreparedLinear, make_lean, weights_to_prepare
+from rewardgap.backbones.lean import make_lean, weights_to_prepare
 from rewardgap.backbones.lora import LoraSettings
 from rewardgap.backbones.memory import SessionPlan, batch_need, check_memory, fewer_rows, free_memory, session_need
+from rewardgap.backbones.prepared import PreparedLinear
 from rewardgap.backbones.session import TrieSession
 from rewardgap.core.errors import ConfigError, OutOfMemoryError
 from rewardgap.core.records import PreferencePair
@@ -107,9 +108,10 @@ def test_weights_that_are_yet_to_be_prepared_are_counted() -> None:
     total = sum(layer.weight.numel() for layer in layers) * 4
     assert weights_to_prepare(network.model) == 3 * total
     assert batch_need([SessionPlan(network, 9, 1)] * 2).fixed == 3 * total
-    with torch.no_grad():
-        network.model(torch.zeros(1, 40, dtype=torch.long))  # 40 tokens: the size of 64
+    session = TrieSession(network, 1, 40)
+    session.prefill([[1] * 40])  # 40 tokens: the size of 64
     assert weights_to_prepare(network.model) == 2 * total
+    assert all(layer.num_prepared == 0 for layer in layers)  # used side by side, they are not prepared one by one
 
 
 PAIRS = [

@@ -7,6 +7,7 @@ states and no token ids.
 from __future__ import annotations
 
 import math
+import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
@@ -23,7 +24,12 @@ ALTERNATIVES = 20
 """First tokens asked for with their log-probabilities: the most that the protocol allows."""
 NOTHING = -9999.0
 """What servers of this protocol put where a token's log-probability is not known."""
-Answer = TypeVar("Answer")
+Reply = TypeVar("Reply", "LabelScore", "Answer")
+
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+SECRET = 8
+"""A key of fewer characters is none: servers that ask for no key are given any text, which may stand in a sentence."""
 
 
 class LabelScore(NamedTuple):
@@ -32,16 +38,34 @@ class LabelScore(NamedTuple):
     Attributes:
         difference: log-probability of the first label minus that of the second, nats; equals the difference of logits.
         mass: probability of the two labels together; near 0 the model would not answer with a label at all.
+        prompt_tokens: tokens of the prompt, None where they are not known.
+        completion_tokens: tokens of the answer, likewise.
     """
 
     difference: float
     mass: float
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class Answer(NamedTuple):
+    """What a model wrote to one prompt.
+
+    Attributes:
+        text: without blanks around it; None where the model wrote no text.
+        prompt_tokens: tokens of the prompt, None where they are not known.
+        completion_tokens: tokens of the answer, likewise.
+    """
+
+    text: str | None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
 
 
 class ChatEndpoint:
     """A model on a server of the chat-completions protocol (OpenAI, vLLM, llama.cpp and others).
 
-    The key is read from OPENAI_API_KEY by the client. Texts of users are sent to `base_url` and nowhere else. Server
+    The key is read from the environment and written nowhere. Texts of users are sent to `base_url` and nowhere else. Server
     errors, rate limits, timeouts and lost connections are tried again after a wait of half a second that doubles up to
     8 s, or for as long as the server asks (2 minutes at most).
 
@@ -54,6 +78,7 @@ class ChatEndpoint:
         max_retries: further tries after the first.
         max_characters: the longest prompt that is sent, in characters: the server's tokenizer is not known here.
         parallel: requests in flight at a time; answers come back in order whatever it is.
+        key_variable: environment variable that holds the key.
 
     Attributes:
         tokens: tokens the server reports so far, of prompts and answers.
@@ -73,6 +98,7 @@ class ChatEndpoint:
         max_retries: int = 4,
         max_characters: int = 24_000,
         parallel: int = 4,
+        key_variable: str = KEY_VARIABLE,
     ) -> None:
         if not model or not base_url:
             raise ConfigError(f"an endpoint needs a model and a base_url, got '{model}' and '{base_url}'.")
@@ -88,6 +114,7 @@ class ChatEndpoint:
         self.name, self.base_url = model, base_url
         self.timeout, self.max_retries = timeout, max_retries
         self.max_characters, self.parallel = max_characters, parallel
+        self.key_variable = key_variable
         self.tokens = 0
         self.forwards = 0
 
@@ -121,6 +148,16 @@ class ChatEndpoint:
     def write(
         self, prompts: Sequence[Prompt], *, max_tokens: int, temperature: float = 0.0, seeds: Sequence[int] = ()
     ) -> list[str]:
+        """Return the text of an answer to each prompt; the arguments are those of `answer`.
+
+        Raises:
+            ModelError: if the server fails or answers without text.
+        """
+        return texts(self.name, self.answer(prompts, max_tokens=max_tokens, temperature=temperature, seeds=seeds))
+
+    def answer(
+        self, prompts: Sequence[Prompt], *, max_tokens: int, temperature: float = 0.0, seeds: Sequence[int] = ()
+    ) -> list[Answer]:
         """Return an answer to each prompt.
 
         Args:
@@ -130,23 +167,23 @@ class ChatEndpoint:
             seeds: N seeds of the draws, for servers that honour them.
 
         Raises:
-            ModelError: if the server fails or answers without text.
+            ModelError: if the server fails.
         """
         seeds = seeds or [0] * len(prompts)
         jobs = [(prompt, max_tokens, temperature, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
-        return self._ask_all(jobs, self._text)
+        return self._ask_all(jobs, self._answer)
 
-    def _ask_all(self, jobs: Sequence[tuple[Any, ...]], ask: Callable[..., tuple[Answer, int]]) -> list[Answer]:
+    def _ask_all(self, jobs: Sequence[tuple[Any, ...]], ask: Callable[..., Reply]) -> list[Reply]:
         if not jobs:
             return []
         client = self._client  # made before there are threads
         with ThreadPoolExecutor(min(self.parallel, len(jobs))) as pool:
             answers = list(pool.map(lambda job: ask(client, *job), jobs))
         self.forwards += len(answers)
-        self.tokens += sum(tokens for _, tokens in answers)
-        return [answer for answer, _ in answers]
+        self.tokens += sum((answer.prompt_tokens or 0) + (answer.completion_tokens or 0) for answer in answers)
+        return answers
 
-    def _label_score(self, client: Any, prompt: Prompt, labels: tuple[str, str]) -> tuple[LabelScore, int]:
+    def _label_score(self, client: Any, prompt: Prompt, labels: tuple[str, str]) -> LabelScore:
         # The token drawn is not used. At temperature 1 every server's log-probabilities are those of the model.
         choice, tokens = self._complete(
             client, prompt, max_tokens=1, temperature=1.0, logprobs=True, top_logprobs=ALTERNATIVES
@@ -167,19 +204,17 @@ class ChatEndpoint:
                     f"answer (they begin with {begin}), so a margin is unknown. Use another model, or other labels."
                 )
         first, second = (value for value in found if value is not None)
-        return LabelScore(first - second, math.exp(first) + math.exp(second)), tokens
+        return LabelScore(first - second, math.exp(first) + math.exp(second), *tokens)
 
-    def _text(self, client: Any, prompt: Prompt, max_tokens: int, temperature: float, seed: int) -> tuple[str, int]:
+    def _answer(self, client: Any, prompt: Prompt, max_tokens: int, temperature: float, seed: int) -> Answer:
         choice, tokens = self._complete(
             client, prompt, max_tokens=max_tokens, temperature=temperature, seed=seed % (1 << 31)
         )
         text = getattr(getattr(choice, "message", None), "content", None)
-        if not isinstance(text, str):
-            raise ModelError(f"the endpoint of '{self.name}' answered without text; use a model that writes text.")
-        return text.strip(), tokens
+        return Answer(text.strip() if isinstance(text, str) else None, *tokens)
 
-    def _complete(self, client: Any, prompt: Prompt, **settings: Any) -> tuple[Any, int]:
-        """Return the first choice of an answer, and the tokens it took."""
+    def _complete(self, client: Any, prompt: Prompt, **settings: Any) -> tuple[Any, tuple[int | None, int | None]]:
+        """Return the first choice of an answer, and the tokens of prompt and answer, None where the server is silent."""
         size = self.size(prompt)
         if size > self.max_characters:
             raise ModelError(
@@ -187,7 +222,7 @@ class ChatEndpoint:
                 "Raise it, or shorten the texts."
             )
         turns = [_turn(message) for message in prompt_messages(prompt)]
-        with in_one_sentence(self.name, self.timeout, self.max_retries):
+        with in_one_sentence(self.name, self.timeout, self.max_retries, self.key_variable):
             answer = client.chat.completions.create(model=self.name, messages=turns, **settings)
         choices = getattr(answer, "choices", None)
         if not choices:
@@ -195,14 +230,31 @@ class ChatEndpoint:
                 f"the endpoint of '{self.name}' answered without choices, so it is no chat-completions server. "
                 "base_url usually ends in /v1."
             )
-        return choices[0], int(getattr(getattr(answer, "usage", None), "total_tokens", 0) or 0)
+        usage = getattr(answer, "usage", None)
+        counts = [getattr(usage, f"{part}_tokens", None) for part in ("prompt", "completion")]
+        prompt_tokens, completion_tokens = (int(count) if isinstance(count, int) else None for count in counts)
+        return choices[0], (prompt_tokens, completion_tokens)
 
     @cached_property
     def _client(self) -> Any:
-        return open_client(self.name, self.base_url, self.timeout, self.max_retries)
+        return open_client(self.name, self.base_url, self.timeout, self.max_retries, self.key_variable)
 
 
-def open_client(name: str, base_url: str, timeout: float, max_retries: int) -> Any:
+def texts(name: str, answers: Sequence[Answer]) -> list[str]:
+    """Return the texts of answers of a model.
+
+    Raises:
+        ModelError: if an answer has none.
+    """
+    found = [answer.text for answer in answers if answer.text is not None]
+    if len(found) < len(answers):
+        raise ModelError(f"the endpoint of '{name}' answered without text; use a model that writes text.")
+    return found
+
+
+def open_client(
+    name: str, base_url: str, timeout: float, max_retries: int, key_variable: str = KEY_VARIABLE
+) -> Any:
     """Return a client of a server; `name` is the model's, for messages.
 
     Raises:
@@ -215,18 +267,20 @@ def open_client(name: str, base_url: str, timeout: float, max_retries: int) -> A
         raise MissingExtraError(
             "an endpoint needs the package 'openai', which is not installed. Install rewardgap[endpoint]."
         ) from error
-    try:
-        return openai.OpenAI(base_url=base_url, timeout=timeout, max_retries=max_retries)
-    except openai.OpenAIError as error:
+    key = os.environ.get(key_variable)
+    if not key:
         raise ConfigError(
-            f"the endpoint of '{name}' needs a key in the environment variable OPENAI_API_KEY; for a server "
+            f"the endpoint of '{name}' needs a key in the environment variable {key_variable}; for a server "
             "that asks for none, set it to any text."
-        ) from error
+        )
+    return openai.OpenAI(api_key=key, base_url=base_url, timeout=timeout, max_retries=max_retries)
 
 
 @contextmanager
-def in_one_sentence(name: str, timeout: float, max_retries: int) -> Iterator[None]:
-    """Turn what a client raises into one sentence without the server's address.
+def in_one_sentence(
+    name: str, timeout: float, max_retries: int, key_variable: str = KEY_VARIABLE
+) -> Iterator[None]:
+    """Turn what a client raises into one sentence without the server's address and without the key.
 
     Raises:
         ModelError: if the server fails, refuses, or cannot be reached.
@@ -236,24 +290,34 @@ def in_one_sentence(name: str, timeout: float, max_retries: int) -> Iterator[Non
     tries = f"{max_retries + 1} {'try' if max_retries == 0 else 'tries'}"
     try:
         yield
-    except openai.APITimeoutError as error:
-        raise ModelError(
-            f"the endpoint of '{name}' gave no answer within {timeout:g} s ({tries}). "
-            "Raise timeout, or see whether the server is overloaded."
-        ) from error
-    except openai.AuthenticationError as error:
-        raise ModelError(f"the endpoint of '{name}' refuses the key in OPENAI_API_KEY: {_reason(error)}.") from error
-    except openai.APIStatusError as error:
-        raise ModelError(
-            f"the endpoint of '{name}' answers {error.status_code} ({_reason(error)}). "
-            f"It was asked up to {max_retries + 1} times; see the server's log."
-        ) from error
-    except openai.APIConnectionError as error:
-        raise ModelError(
-            f"the endpoint of '{name}' cannot be reached ({tries}). Is the server running at base_url?"
-        ) from error
     except (openai.OpenAIError, ValueError) as error:
-        raise ModelError(f"the answer of the endpoint of '{name}' cannot be read: {_reason(error)}.") from error
+        reason, said = _reason(error), f"{error} {getattr(error, 'body', '')}"
+        if isinstance(error, openai.APITimeoutError):
+            sentence = (
+                f"the endpoint of '{name}' gave no answer within {timeout:g} s ({tries}). "
+                "Raise timeout, or see whether the server is overloaded."
+            )
+        elif isinstance(error, openai.AuthenticationError):
+            sentence = f"the endpoint of '{name}' refuses the key in {key_variable}: {reason}."
+        elif isinstance(error, openai.NotFoundError):
+            sentence = (
+                f"the endpoint of '{name}' answers 404 ({reason}): it has no such model, or base_url is another place. "
+                "Ask it for its models at base_url/models; base_url usually ends in /v1."
+            )
+        elif isinstance(error, openai.APIStatusError):
+            sentence = (
+                f"the endpoint of '{name}' answers {error.status_code} ({reason}). "
+                f"It was asked up to {max_retries + 1} times; see the server's log."
+            )
+        elif isinstance(error, openai.APIConnectionError):
+            sentence = f"the endpoint of '{name}' cannot be reached ({tries}). Is the server running at base_url?"
+        else:
+            sentence = f"the answer of the endpoint of '{name}' cannot be read: {reason}."
+        key = os.environ.get(key_variable, "")
+        if len(key) >= SECRET and key in said:
+            # Some servers repeat the key they refuse, and what led to an error is kept beside it.
+            raise ModelError(sentence.replace(key, "***")) from None
+        raise ModelError(sentence) from error
 
 
 def _turn(message: Message) -> dict[str, str]:

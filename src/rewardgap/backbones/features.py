@@ -64,6 +64,7 @@ class FeatureCache:
     def __init__(self, folder: Path | None = None) -> None:
         self._root = folder if folder is not None else cache_root() / "features"
         self._rows: dict[str, dict[str, NDArray[np.float32]]] = {}
+        self._read: set[Path] = set()
 
     def encode(
         self,
@@ -83,8 +84,11 @@ class FeatureCache:
         if not backbone.fingerprint:
             raise ValueError("a backbone without a fingerprint has no place in a cache")
         keys = [_key(item, limit) for item in items]
-        known = self._load(backbone)
+        known = self._rows.setdefault(backbone.fingerprint, {})
         asked = dict(zip(keys, items, strict=True))
+        if any(key not in known for key in asked):
+            # Another process may have written them since.
+            self._load(backbone)
         if any(key not in known for key in asked):
             self._compute(backbone, asked, limit, progress)
         if not keys:
@@ -129,24 +133,21 @@ class FeatureCache:
     def _folder(self, backbone: Backbone) -> Path:
         return self._root / f"{backbone.fingerprint}-{content_hash(POOLING, 6)}"
 
-    def _load(self, backbone: Backbone) -> dict[str, NDArray[np.float32]]:
-        if backbone.fingerprint in self._rows:
-            return self._rows[backbone.fingerprint]
+    def _load(self, backbone: Backbone) -> None:
+        """Read the shards that were not read yet; a row that is there keeps its bits."""
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
-        rows: dict[str, NDArray[np.float32]] = {}
-        folder = self._folder(backbone)
-        for shard in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
+        known, folder = self._rows[backbone.fingerprint], self._folder(backbone)
+        for shard in sorted(set(folder.glob("*.safetensors")) - self._read) if folder.is_dir() else []:
             try:
                 tensors = load_file(shard)
-                names = [bytes(name).hex() for name in tensors["keys"]]
-                rows.update(dict(zip(names, tensors["features"], strict=True)))
+                for name, row in zip(tensors["keys"], tensors["features"], strict=True):
+                    known.setdefault(bytes(name).hex(), row)
+                self._read.add(shard)
             except (SafetensorError, OSError, KeyError, ValueError) as error:
                 warnings.warn(f"feature shard {shard.name} is damaged and is computed again: {error}", stacklevel=3)
                 shard.unlink(missing_ok=True)
-        self._rows[backbone.fingerprint] = rows
-        return rows
 
     def _save(self, backbone: Backbone, rows: dict[str, NDArray[np.float32]]) -> None:
         from safetensors.numpy import save
@@ -154,7 +155,9 @@ class FeatureCache:
         keys = np.stack([np.frombuffer(bytes.fromhex(key), np.uint8) for key in rows])
         payload = save({"keys": keys, "features": np.stack(list(rows.values()))})
         name = hashlib.sha256(keys.tobytes()).hexdigest()[:16]
-        write_bytes(self._folder(backbone) / f"{name}-{os.getpid()}.safetensors", payload)
+        path = self._folder(backbone) / f"{name}-{os.getpid()}.safetensors"
+        write_bytes(path, payload)
+        self._read.add(path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,7 @@
 """The same network in less time: prepared weights for small batches of tokens, and attention without copied heads.
 
-Nothing here knows an architecture. A guided step sends 10 to 60 tokens through the network at once, and there a plain
-matrix product spends more time arranging the weights than multiplying with them; kept in the order that the processor's
-library wants, they are read once. Normalisations that take several calls take one. It is done for networks in float32
-on a CPU, while no gradient is wanted. Whether a product uses prepared weights depends on its size alone, never on what
-ran before, so that the same text gets the same numbers.
+Nothing here knows an architecture: what may be done in another way is tried against the network itself. It is done for
+networks in float32 on a CPU, while no gradient is wanted.
 """
 
 from __future__ import annotations
@@ -14,56 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
-from torch.utils.weak import WeakTensorKeyDictionary
+
+from rewardgap.backbones.lean_layer import joined_to_prepare, make_lean_layers
+from rewardgap.backbones.prepared import SIZES, PreparedLinear
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SIZES = (16, 32, 64)
-"""Tokens for which weights are prepared; a smaller number is filled up with zeros."""
-FEWEST = 4
-"""Below, weights are used as they are."""
 SHARE = 1 / 8
 """Prepared weights may take this share of the machine's memory, all sizes together; else they are left alone."""
 ATTENTION = "rewardgap_grouped"
-_PREPARED: Any = WeakTensorKeyDictionary()
-"""Weights to (state, size -> prepared weights): networks that share weights, as adapted copies do, share these too."""
-
-
-class PreparedLinear(torch.nn.Linear):
-    """A linear layer that keeps its weights prepared for a few numbers of rows; a network's layers are turned into it.
-
-    Source: MKL's packed products (cblas_sgemm_pack, cblas_sgemm_compute), which torch offers as `mkl::_mkl_linear`.
-    """
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Return (..., out) of (..., in): that of `torch.nn.Linear`, in float32 to its last digits."""
-        rows = input.numel() // self.in_features
-        if not FEWEST <= rows <= SIZES[-1] or torch.is_grad_enabled() or input.dtype != torch.float32:
-            return super().forward(input)
-        size = next(size for size in SIZES if rows <= size)
-        flat = input.reshape(rows, self.in_features)
-        if rows < size:
-            flat = functional.pad(flat, (0, 0, 0, size - rows))
-        product: torch.Tensor = torch.ops.mkl._mkl_linear(flat, self._prepared(size), self.weight, self.bias, size)
-        return product[:rows].reshape(*input.shape[:-1], self.out_features)
-
-    def _prepared(self, size: int) -> torch.Tensor:
-        # Weights that were written to, or put elsewhere, are prepared anew.
-        state = (self.weight.data_ptr(), self.weight._version)
-        found = _PREPARED.get(self.weight)
-        if found is None or found[0] != state:
-            found = _PREPARED[self.weight] = (state, {})
-        packs: dict[int, torch.Tensor] = found[1]
-        if size not in packs:
-            packs[size] = torch.ops.mkl._mkl_reorder_linear_weight(self.weight.detach(), size)
-        return packs[size]
-
-    @property
-    def num_prepared(self) -> int:
-        """Return for how many sizes weights are prepared."""
-        found = _PREPARED.get(self.weight)
-        return 0 if found is None else len(found[1])
 
 
 def make_lean(model: Any) -> None:
@@ -79,6 +36,7 @@ def make_lean(model: Any) -> None:
     if layers and bytes_needed <= SHARE * _memory():
         for layer in layers:
             layer.__class__ = PreparedLinear
+        make_lean_layers(model)
 
 
 class JoinedNorm:
@@ -95,8 +53,9 @@ class JoinedNorm:
 
 def weights_to_prepare(model: Any) -> int:
     """Return the bytes that a network's prepared weights will still take, once a batch of every size was met."""
-    layers = (module for module in model.modules() if isinstance(module, PreparedLinear))
-    return sum((len(SIZES) - layer.num_prepared) * layer.weight.numel() * 4 for layer in layers)
+    joined, bytes_needed = joined_to_prepare(model)
+    layers = (module for module in model.modules() if isinstance(module, PreparedLinear) and module not in joined)
+    return bytes_needed + sum((len(SIZES) - layer.num_prepared) * layer.weight.numel() * 4 for layer in layers)
 
 
 def _layers(model: Any) -> Iterator[torch.nn.Linear]:

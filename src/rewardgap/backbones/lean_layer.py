@@ -44,7 +44,7 @@ class LeanLayer:
         """Return (B, Q, D) of (B, Q, D): that of the layer's own class, in float32 to its last digits."""
         rows, length, width = hidden_states.shape
         if (
-            not FEWEST <= rows * length <= SIZES[-1]
+            rows * length > SIZES[-1]
             or torch.is_grad_enabled()
             or position_embeddings is None
             or not _takes(attention_mask, length)
@@ -195,11 +195,14 @@ def _product(states: torch.Tensor, layers: Sequence[Any], rows: int, *, cut: boo
     """Return (rows, sum of outputs) of (rows or more, in): several linear layers on the same states, side by side.
 
     Args:
-        states: filled up with rows of zeros to one of the prepared sizes, unless they are already.
+        states: filled up with rows of zeros to one of the prepared sizes, unless they are already; below the fewest
+            rows that are worth it, weights are used as they are.
         layers: prepared linear layers with one input width.
         rows: how many rows count.
         cut: leave the rows that were filled up away.
     """
+    if rows < FEWEST:
+        return torch.cat([functional.linear(states, layer.weight, layer.bias) for layer in layers], dim=-1)
     size = next(size for size in SIZES if rows <= size)
     if len(states) < size:
         states = functional.pad(states, (0, 0, 0, size - len(states)))

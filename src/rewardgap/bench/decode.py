@@ -31,7 +31,7 @@ PEERS = Path(__file__).parents[3] / "benchmarks" / "peers.py"
 READ = "weights read once"
 CHANGED = 0.2
 """The share of tokens that guidance changes at least, on the prompts that are timed."""
-WEIGHTS = tuple(0.25 * 2 ** (step / 4) for step in range(15))
+WEIGHTS = tuple(0.25 * 2 ** (step / 8) for step in range(29))
 """Of these guidance weights, in units of the reward's spread, the one that changes least beyond that is taken."""
 
 

@@ -13,7 +13,7 @@ demo: $(VENV)/.core
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m "not slow"
 
-test-all: $(VENV)/.dev
+test-all: $(VENV)/.ray
 	REWARDGAP_REQUIRE_DATA=1 $(BIN)/python -m pytest -q
 
 lint: $(VENV)/.dev
@@ -45,4 +45,9 @@ $(VENV)/.core: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.core
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[test,dev]"
+	touch $@
+
+# 250 MB that only the slow tests need.
+$(VENV)/.ray: $(VENV)/.dev
+	$(PIP) install --quiet --constraint constraints.txt --editable ".[ray]"
 	touch $@

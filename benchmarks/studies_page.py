@@ -12,6 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rewardgap.core.results import StudyResults
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 DATASETS = RESULTS / "datasets.md"
@@ -44,15 +46,18 @@ def points(row: dict[str, Any] | None) -> str:
 def tau(found: dict[str, Any] | None) -> str:
     if found is None or found["tau"] is None:
         return "–"
-    return f"{found['tau']:.2f} [{found['ci_low']:.2f}, {found['ci_high']:.2f}], p {found['p_value']:.2f}"
+    if found["corrected"] is None:
+        return f"not identified (measured {found['tau']:.2f}, p {found['p_value']:.2f})"
+    return f"{found['corrected']:.2f} [{found['low']:.2f}, {found['high']:.2f}], p {found['p_value']:.2f}"
 
 
 class Study:
     """The numbers of one published study that the tables show."""
 
     def __init__(self, results: dict[str, Any]) -> None:
-        self.results = results
-        (self.data,) = results["datasets"]
+        # Read and written again, so that results of an older version have the names of today.
+        self.results = StudyResults.from_json(results).to_json()
+        (self.data,) = self.results["datasets"]
 
     def rows(self, stage: str, metric: str, **fixed: Any) -> list[dict[str, Any]]:
         return [
@@ -119,9 +124,9 @@ def datasets() -> str:
         "",
         "SmolLM2-135M is the policy, its own hidden states are what seven reward models read (global_bt, mpu, lore, "
         "pref, pal_a, pal_b, vpl), and decoding is guided at λ = 1 among the ten likeliest tokens. Points, with 95 % "
-        "intervals over users; τ is Kendall's tau-b over the seven reward models with a permutation p. Datasets "
-        "without references have no ROUGE. Each row is `rewardgap run studies/datasets/NAME.yaml`; the link is its "
-        "whole report.",
+        "intervals over users; τ is Kendall's tau-b over the seven reward models, corrected for the noise of users, "
+        "with a permutation p; where these users cannot tell, it is not identified. Datasets without references have "
+        "no ROUGE. Each row is `rewardgap run studies/datasets/NAME.yaml`; the link is its whole report.",
         "",
         HEAD.format(first="dataset"),
     ]

@@ -15,12 +15,13 @@ from command import call, ok, refused, write_rows
 from rewardgap.data.catalog import DATASETS
 from rewardgap.decoding.catalog import DECODERS
 from rewardgap.metrics.catalog import METRICS
-from rewardgap.policies.catalog import JUDGES, POLICIES
+from rewardgap.policies.catalog import ALL_JUDGES, POLICIES
 from rewardgap.retrieval.catalog import RETRIEVERS
 from rewardgap.rewards.catalog import REWARD_MODELS
+from rewardgap.rewards.oracles import ORACLES
 
 CATALOGUES = {
-    "methods": (*REWARD_MODELS.names(), *JUDGES.names(), *POLICIES.names()),
+    "methods": (*REWARD_MODELS.names(), *ALL_JUDGES.names(), *ORACLES.names(), *POLICIES.names()),
     "decoders": DECODERS.names(),
     "metrics": METRICS.names(),
 }

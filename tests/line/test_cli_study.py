@@ -15,7 +15,7 @@ import yaml
 from command import call, ok, refused
 
 from rewardgap.core.results import KEY_COLUMNS, STAGES, StudyResults
-from rewardgap.studies import stages
+from rewardgap.studies import jobs, stages
 from standins import save_hub_folder, tiny_model, tiny_tokenizer
 
 DEPLOYMENTS = [
@@ -125,7 +125,7 @@ def test_report_needs_the_results_alone(finished: tuple[Path, Path, str], tmp_pa
     assert "lore" in ok("report", tmp_path).stdout
     for name in ("results.csv", "report.html"):
         assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
-    assert ok("report", tmp_path, "--markdown").stdout.startswith("#")
+    assert ok("report", tmp_path, "--format", "md").stdout.startswith("#")
 
 
 def test_a_dry_run_writes_nothing(finished: tuple[Path, Path, str], tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_cell_that_fails_leaves_the_others(
             raise OSError(f"no space left under {tmp_path}/somewhere/file")
         whole(bench, cell, written, name)
 
-    monkeypatch.setattr(stages, "run_behaviour", breaks)
+    monkeypatch.setitem(jobs.STAGES, "behaviour", breaks)
     controls = {"shuffled_labels": 0, "synthetic_text": False}
     study = study_of("synthetic-words", deployments=[{"policy": "zero_shot"}], reward_models=[], controls=controls)
     study["metrics"] = ["rouge1", "rougeL"]
@@ -198,7 +198,7 @@ def test_an_interrupt_leaves_130(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rewardgap.studies.run.run_study", stop)
+    monkeypatch.setattr("rewardgap.studies.run.run_points", stop)
     path = write_study(tmp_path, study_of("synthetic-words"))
     result = call("run", path, "--output", tmp_path / "out", "--threads", 1)
     assert result.exit_code == 130

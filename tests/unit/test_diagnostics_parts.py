@@ -23,6 +23,7 @@ from rewardgap.diagnostics.personal import PersonalHits
 from rewardgap.diagnostics.table import pair_table
 from rewardgap.diagnostics.text_features import text_features
 from rewardgap.diagnostics.verdicts import verdicts
+from rewardgap.stats import detectable_factor
 from rewardgap.stats.kendall import kendall_tau
 
 TEXTS = ("a", "b b", "c c c", "d")
@@ -375,7 +376,7 @@ def test_scores_of_texts_do_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPa
 
 def test_the_detectable_difference_is_found_four_times_in_five() -> None:
     num_users, spread = 12, 0.2
-    factor = power.detectable_factor(num_users)
+    factor = detectable_factor(num_users)
     rng = np.random.default_rng(5)
     effect = factor * spread / math.sqrt(num_users)
     draws = effect + spread * rng.standard_normal((20_000, num_users))
@@ -394,7 +395,7 @@ def test_power_of_known_hits() -> None:
     values = {figure.name: figure.value for figure in part.figures}
     # User means 1, 0, 1, 0 ...: standard deviation √(8/7)/2, over √8 users.
     error = math.sqrt(8 / 7) / 2 / math.sqrt(8)
-    assert values["accuracy_paired"] == pytest.approx(power.detectable_factor(8) * error)
+    assert values["accuracy_paired"] == pytest.approx(detectable_factor(8) * error)
     assert values["accuracy_unpaired"] == pytest.approx(math.sqrt(2) * values["accuracy_paired"])
     alike = power.power(PersonalHits(users, own, own), 0)
     assert alike.find("accuracy_paired").value is None  # type: ignore[union-attr]

@@ -176,6 +176,12 @@ def test_a_refused_key_names_the_variable() -> None:
     assert asked == 1
 
 
+def test_a_missing_model_is_one_sentence() -> None:
+    sentence, asked = refused(lambda _: Reply({"error": {"message": "The model `judge-8b` does not exist."}}, 404))
+    assert "answers 404 (The model `judge-8b` does not exist): it has no such model, or base_url is another" in sentence
+    assert asked == 1
+
+
 def test_a_slow_server_is_given_up() -> None:
     def answer(request: dict[str, Any]) -> Reply:
         time.sleep(0.5)

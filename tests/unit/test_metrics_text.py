@@ -140,6 +140,8 @@ def test_cards(card):
         assert np.isnan(scores[3]) and ((scores[:3] >= 0) & (scores[:3] <= 1)).all()
     if card.takes == "scores":
         np.testing.assert_array_equal(card.build()([2.0, 1.0, np.nan], [1.0, 1.0, 1.0]), [1, 0.5, np.nan])
+    if card.takes == "answers":
+        np.testing.assert_array_equal(card.build()(["A", "B", "A", None], ["B", "A", "tie", "B"]), [1, 0, 0.5, np.nan])
     if card.takes == "candidates":
         assert card.build()([[0.0, -1.0]], [[1.0, 0.0]], 2.0) == pytest.approx(2.0)
 

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewardgap.core.errors import ConfigError
+from rewardgap.core.results import ResultRow, StudyResults
 from rewardgap.studies.folders import study_yaml
+from rewardgap.studies.merging import merge
 from rewardgap.studies.points import points
 from rewardgap.studies.spec import StudySpec, parse_study
 
@@ -95,3 +97,31 @@ def test_what_was_written_out_has_the_same_points() -> None:
 def test_what_cannot_be_varied_is_named(axes: list[Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words.replace(".", r"\.").replace("?", r"\?")):
         points(grid(*axes))
+
+
+def test_what_reads_no_support_has_a_line_for_each_support_size() -> None:
+    """Zero-shot's query rows are others at every support size; where all points have one size it stays as it is."""
+
+    def part(size: int, seed: int, value: float) -> StudyResults:
+        shared = {"dataset": "d", "pairing": None, "policy": "p", "seed": seed, "users": "unseen", "stage": "behaviour",
+                  "metric": "rouge1", "n_users": 3, "n_examples": 9}  # fmt: skip
+        rows = [
+            ResultRow(**shared, method="zero_shot", support_size=None, value=value),
+            ResultRow(**shared, method="lore", support_size=size, value=0.5),
+        ]
+        return StudyResults(name="grid", rows=rows, study={"policy": "p", "data": {"name": "d"}, "seed": seed})
+
+    def sizes(*parts: StudyResults) -> list[tuple[str | None, int | None, float | None]]:
+        return [(row.method, row.support_size, row.value) for row in merge(parts, {}, 0).rows]
+
+    alike, other = part(2, 0, 0.25), part(4, 0, 0.25)
+    lores = [("lore", 2, 0.5), ("lore", 4, 0.5)]
+    assert sorted(sizes(alike, other), key=str) == [*lores, ("zero_shot", 2, 0.25), ("zero_shot", 4, 0.25)]
+    assert ("zero_shot", 4, 0.75) in sizes(alike, part(4, 0, 0.75))
+    one_size = sizes(part(2, 0, 0.25), part(2, 1, 0.75))
+    assert [found for found in one_size if found[0] == "zero_shot"] == [
+        ("zero_shot", None, 0.25),
+        ("zero_shot", None, 0.75),
+    ]
+    with pytest.raises(ConfigError, match="two points of the study have a line for behaviour rouge1 of zero_shot on d"):
+        merge([part(2, 0, 0.25), part(2, 0, 0.75)], {}, 0)

@@ -2,7 +2,21 @@
 
 import dataclasses
 
-from rewardgap.core.results import BaselineResult, ControlResult, ResultRow, Sample, StudyResults, TauResult
+from rewardgap.core.results import (
+    BaselineResult,
+    ComparisonResult,
+    ControlResult,
+    CrossoverResult,
+    HeterogeneityResult,
+    MetaResult,
+    RegretResult,
+    ResultRow,
+    Sample,
+    StudyResults,
+    SupportResult,
+    TauResult,
+    deployment_label,
+)
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -109,6 +123,52 @@ def control_rows() -> list[ResultRow]:
     return rows.rows
 
 
+def compared(rows: list[ResultRow], **point: object) -> dict[str, list]:
+    """Return comparisons, choices and effects as they could belong to rows: 3 points and more are beyond chance."""
+    means = {deployment_label(row): row.value for row in rows if row.metric == "rouge1" and row.value is not None}
+    named = {"dataset": rows[0].dataset, "metric": "rouge1"} | point
+    best = max(means, key=lambda name: means[name])
+    comparisons = []
+    for kind, anchor in (("baseline", "zero_shot"), ("best", best)):
+        for name, value in means.items():
+            gap = value - means[anchor]
+            if name != anchor:
+                p = 0.001 if abs(gap) >= 0.03 else 0.4
+                comparisons.append(
+                    ComparisonResult(**named, a=name, b=anchor, b_is=kind, difference=gap, ci_low=gap - 0.02,
+                                     ci_high=gap + 0.02, p_value=p / 10, p_holm=p, n_users=24, margin=0.01,
+                                     equivalent=False, equivalence_p=0.3, equivalence_low=gap - 0.017,
+                                     equivalence_high=gap + 0.017, detectable=0.025)
+                )  # fmt: skip
+    shares = {name: 0.8 if name == best else 0.2 / (len(means) - 1) for name in means}
+    own = RegretResult(**named, stage="rouge1", among="all", chosen=best, best=best, regret=0.0, expected=0.002,
+                       ci_low=0.0, ci_high=0.01, out_of_bag=0.0, p_chosen_best=0.8, p_best=shares, n_users=24)  # fmt: skip
+    regrets = [own]
+    guided = [name for name in means if " · " in name]
+    if guided:
+        chosen = max((name for name in guided if name.startswith("global_bt")), default=guided[0])
+        chosen = min((n for n in guided if n.split(" · ")[0] == chosen.split(" · ")[0]), key=lambda n: -means[n])
+        lost = means[best] - means[chosen]
+        regrets.append(
+            RegretResult(**named, stage="rm_accuracy", among="all", chosen=chosen, best=best, regret=lost,
+                         expected=lost - 0.002, ci_low=max(0.0, lost - 0.03), ci_high=lost + 0.03, out_of_bag=lost,
+                         p_chosen_best=0.02, p_best=shares, n_users=24)
+        )  # fmt: skip
+    others = [name for name in means if name != "zero_shot"]
+    effects = [
+        HeterogeneityResult(**named, deployment=name, baseline="zero_shot", mean=means[name] - means["zero_shot"],
+                            between=0.04, noise=0.1, share=0.72, ci_low=0.55, ci_high=0.88, share_measured=0.66,
+                            n_users=24, n_examples=144)
+        for name in others
+    ]  # fmt: skip
+    support = [
+        SupportResult(**{**named, "support_size": 8}, deployment=name, baseline="zero_shot", wins=15, ties=1, losses=8,
+                      difference=0.01, ci_low=-0.01, ci_high=0.03)
+        for name in others
+    ]  # fmt: skip
+    return {"comparisons": comparisons, "regrets": regrets, "heterogeneity": effects, "support": support}
+
+
 def study(hostile: bool = True) -> StudyResults:
     """Return a finished study; with `hostile`, every free text carries markup, control characters or worse."""
     bad = HOSTILE if hostile else ("a plain text",) * len(HOSTILE)
@@ -121,6 +181,7 @@ def study(hostile: bool = True) -> StudyResults:
         extra.add("rm_accuracy", 0.55, 0.05, "accuracy", method=bad[0], fit_mode=bad[2])
         extra.add("win_rate", 0.5, 0.05, "win_cross", method=bad[7], decoder=bad[8], judge=bad[4])
         rows += extra.rows
+    extra_rows = [row for row in rows if row.dataset == "docstrings"]
     labels = ("zero_shot", "icl_rag 4", "lore · args_greedy λ=2 k=10")
     written = (
         ("Return the path of the file, or None when it cannot be found.", "This function is used to find a file.",
@@ -139,12 +200,29 @@ def study(hostile: bool = True) -> StudyResults:
     return StudyResults(
         name=f"demo {bad[1]}" if hostile else "demo",
         rows=rows,
+        **compared(extra_rows),
         taus=[
-            TauResult(dataset="docstrings", x="rm_accuracy", y="policy_accuracy", n_models=2,
-                      reason="a rank correlation takes at least 6 distinct reward models"),
-            TauResult(dataset="docstrings", x="rm_accuracy", y="rouge1", n_models=9, n_ties_x=1, tau=-0.31,
-                      ci_low=-0.62, ci_high=0.08, p_value=0.25, undefined_resamples=4),
+            TauResult(dataset="docstrings", x="rm_accuracy", y="policy_accuracy", decoder=bad[0], n_models=2,
+                      reason="not identified: 2 reward models; a rank correlation needs 6"),
+            TauResult(dataset="docstrings", x="rm_accuracy", y="rouge1", decoder="args_greedy λ=1 k=10", n_models=9,
+                      n_users=24, n_ties_x=1, tau=-0.31, naive_low=-0.62, naive_high=0.08, p_value=0.25,
+                      corrected=-0.44, low=-0.83, high=0.12, population=-0.4, population_low=-0.9,
+                      population_high=0.2, spearman=-0.4, spearman_p=0.3, leave_one_out_low=-0.5,
+                      leave_one_out_high=-0.2, reliability_x=0.91, reliability_y=0.84, undefined_resamples=4),
+            TauResult(dataset="docstrings", x="win_self", y="rouge1", decoder="args_greedy λ=1 k=10", n_models=9,
+                      n_users=24, tau=0.2, naive_low=-0.3, naive_high=0.5, p_value=0.5, reliability_x=0.4,
+                      reliability_y=0.84, reason="not identified: split-half reliability 0.40 is below 0.8: more "
+                      "users, or methods further apart, are needed"),
         ],
+        crossovers=[
+            CrossoverResult(dataset="docstrings", metric="rouge1", axis="shots", first="icl_rag",
+                            second="lore · args_greedy λ=0.5 k=10", places=[2.0, 8.0], differences=[-0.1, 0.1],
+                            where="inside", at=4.0, ci_low=None, ci_high=6.5, low_where="below", high_where="inside",
+                            n_users=24),
+        ],
+        meta=[MetaResult(dataset="docstrings, synthetic_text", x="rm_accuracy", y="rouge1", n_taus=3, n_left_out=1,
+                         tau=0.21, ci_low=-0.3, ci_high=0.6, predicted_low=-0.7, predicted_high=0.8, between=0.2,
+                         i_squared=0.35, q=3.1)],
         controls=[
             ControlResult(name="shuffled labels", dataset="docstrings", method="lore", value=0.507, ci_low=0.462,
                           ci_high=0.551, expectation="50 within the interval", passed=True,
@@ -184,7 +262,7 @@ def study(hostile: bool = True) -> StudyResults:
 
 
 def planted(count: int = 12) -> StudyResults:
-    """Return a study of many reward models and three seeds, as a crowded figure and a long table need."""
+    """Return a study of many reward models at three seeds, as a crowded figure and a long table need."""
     models = {
         f"model_{i}": (0.6 + i / 100, 0.55 + (i * 7 % count) / 80,
                        {w: (0.5 + (i * 5 % count) / 90 + w / 50, 0.2 + (i * 3 % count) / 120, 0.9, 0.5, 1.0)

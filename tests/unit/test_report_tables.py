@@ -12,6 +12,7 @@ from rich.console import Console
 from test_report_study import HOSTILE, planted, study
 
 from rewardgap.core.results import RESULT_COLUMNS, ControlResult, ResultRow, StudyResults
+from rewardgap.report.board import boards
 from rewardgap.report.tables import leaderboard, markdown_table, print_summary, study_markdown, write_csv
 
 
@@ -64,7 +65,7 @@ def test_summary_fits_the_terminal_without_colour(width: int) -> None:
 def test_summary_keeps_numbers_whole_at_80_columns() -> None:
     text = printed(study(hostile=False), 80)
     for words in ("30.1  [27.5, 32.7]", "21.1² [18.5, 23.7]", "99.0  [98.0, 100.0]", "65.2  [61.0, 69.4]", "0.42",
-                  "✓ pass", "✗ FAIL", "−0.31 [−0.62, 0.08]", "models: – (a rank", "¹ no reward model guides it",
+                  "✓ pass", "✗ FAIL", "−0.44 [−0.83, 0.12]", "measured −0.31 (naive", "¹ no reward model guides it",
                   "² 3 examples without a score left out", "pleases its own judge only", "self, circular"):  # fmt: skip
         assert words in text, words
 
@@ -97,7 +98,7 @@ def test_leaderboard_is_ordered_by_behaviour_and_never_shows_a_missing_number_as
     shown = [list(column.cells)[zero].plain.split()[0] for column in table.columns[1:]]
     assert shown == ["–¹", "54.0", "54.0", "23.1", "21.0", "66.8", "–¹", "–²", "0.42"]
     assert "no reward model guides it" in table.caption.plain
-    control = leaderboard(study(), dataset="synthetic_text")
+    control = leaderboard(study(), board=boards(study())[1])
     assert next(iter(control.columns[6].cells)).plain.strip() == "–²"
     assert "² no score for any of 48 examples" in control.caption.plain
 
@@ -130,7 +131,8 @@ def test_markdown_tables_have_equal_columns_and_no_markup_from_data() -> None:
 
 def test_study_page_names_everything_that_was_run() -> None:
     text = study_markdown(study(hostile=False))
-    for words in ("## docstrings", "## synthetic_text", "### Reward models", "## Rank correlation", "## Controls",
+    for words in ("## docstrings", "## synthetic_text", "### Reward models", "### Rank correlation with ROUGE-1", "## Controls",
+                  "### What a choice costs", "### For whom it pays, by ROUGE-1", "## Across points",
                   "**fail**", "## What can be had without a reward model", "longer wins", "## Warning signs",
                   "## Failed cells", "```sh\nrewardgap run", "guidance_weights:", "| packages.torch | 2"):  # fmt: skip
         assert words in text, words

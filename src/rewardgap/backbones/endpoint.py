@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
@@ -24,12 +25,10 @@ ALTERNATIVES = 20
 """First tokens asked for with their log-probabilities: the most that the protocol allows."""
 NOTHING = -9999.0
 """What servers of this protocol put where a token's log-probability is not known."""
-Reply = TypeVar("Reply", "LabelScore", "Answer")
-
-
 KEY_VARIABLE = "OPENAI_API_KEY"
 SECRET = 8
 """A key of fewer characters is none: servers that ask for no key are given any text, which may stand in a sentence."""
+Reply = TypeVar("Reply", "LabelScore", "Answer")
 
 
 class LabelScore(NamedTuple):
@@ -65,9 +64,9 @@ class Answer(NamedTuple):
 class ChatEndpoint:
     """A model on a server of the chat-completions protocol (OpenAI, vLLM, llama.cpp and others).
 
-    The key is read from the environment and written nowhere. Texts of users are sent to `base_url` and nowhere else. Server
-    errors, rate limits, timeouts and lost connections are tried again after a wait of half a second that doubles up to
-    8 s, or for as long as the server asks (2 minutes at most).
+    The key is read from the environment and written nowhere. Texts of users are sent to `base_url` and nowhere else.
+    Server errors, rate limits, timeouts and lost connections are tried again after a wait of half a second that doubles
+    up to 8 s, or for as long as the server asks (2 minutes at most).
 
     The same seeds need not give the same texts: that is up to the server.
 
@@ -214,7 +213,7 @@ class ChatEndpoint:
         return Answer(text.strip() if isinstance(text, str) else None, *tokens)
 
     def _complete(self, client: Any, prompt: Prompt, **settings: Any) -> tuple[Any, tuple[int | None, int | None]]:
-        """Return the first choice of an answer, and the tokens of prompt and answer, None where the server is silent."""
+        """Return the first choice of an answer, and the tokens of prompt and answer, None where they are not told."""
         size = self.size(prompt)
         if size > self.max_characters:
             raise ModelError(
@@ -252,9 +251,7 @@ def texts(name: str, answers: Sequence[Answer]) -> list[str]:
     return found
 
 
-def open_client(
-    name: str, base_url: str, timeout: float, max_retries: int, key_variable: str = KEY_VARIABLE
-) -> Any:
+def open_client(name: str, base_url: str, timeout: float, max_retries: int, key_variable: str = KEY_VARIABLE) -> Any:
     """Return a client of a server; `name` is the model's, for messages.
 
     Raises:
@@ -273,13 +270,16 @@ def open_client(
             f"the endpoint of '{name}' needs a key in the environment variable {key_variable}; for a server "
             "that asks for none, set it to any text."
         )
+    if not (key.isascii() and key.isprintable() and key == key.strip()):
+        raise ConfigError(
+            f"the key in the environment variable {key_variable} has a blank or line break around it, or a character "
+            "that no request can carry; set it again."
+        )
     return openai.OpenAI(api_key=key, base_url=base_url, timeout=timeout, max_retries=max_retries)
 
 
 @contextmanager
-def in_one_sentence(
-    name: str, timeout: float, max_retries: int, key_variable: str = KEY_VARIABLE
-) -> Iterator[None]:
+def in_one_sentence(name: str, timeout: float, max_retries: int, key_variable: str = KEY_VARIABLE) -> Iterator[None]:
     """Turn what a client raises into one sentence without the server's address and without the key.
 
     Raises:
@@ -291,7 +291,9 @@ def in_one_sentence(
     try:
         yield
     except (openai.OpenAIError, ValueError) as error:
-        reason, said = _reason(error), f"{error} {getattr(error, 'body', '')}"
+        key = os.environ.get(key_variable, "")
+        secret = key if len(key) >= SECRET else None
+        reason = _reason(error, secret)
         if isinstance(error, openai.APITimeoutError):
             sentence = (
                 f"the endpoint of '{name}' gave no answer within {timeout:g} s ({tries}). "
@@ -313,11 +315,9 @@ def in_one_sentence(
             sentence = f"the endpoint of '{name}' cannot be reached ({tries}). Is the server running at base_url?"
         else:
             sentence = f"the answer of the endpoint of '{name}' cannot be read: {reason}."
-        key = os.environ.get(key_variable, "")
-        if len(key) >= SECRET and key in said:
-            # Some servers repeat the key they refuse, and what led to an error is kept beside it.
-            raise ModelError(sentence.replace(key, "***")) from None
-        raise ModelError(sentence) from error
+        # Some servers repeat the key they refuse, and what led to an error is kept in artefacts beside it.
+        told = secret is not None and secret in "".join(traceback.format_exception(error))
+        raise ModelError(sentence) from (None if told else error)
 
 
 def _turn(message: Message) -> dict[str, str]:
@@ -333,12 +333,14 @@ def _log_sum(values: Sequence[float]) -> float | None:
     return top + math.log(sum(math.exp(value - top) for value in finite))
 
 
-def _reason(error: Exception) -> str:
-    """Return one line of what a server or client said."""
+def _reason(error: Exception, secret: str | None = None) -> str:
+    """Return one line of what a server or client said, without the secret."""
     body = getattr(error, "body", None)
     if isinstance(body, dict):
         body = body.get("message") or body.get("error")
     if isinstance(body, dict):
         body = body.get("message")
     text = " ".join(str(body or error).split()).rstrip(".")
+    if secret is not None:
+        text = text.replace(secret, "***")
     return text if len(text) <= 160 else f"{text[:159]}…"

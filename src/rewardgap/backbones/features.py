@@ -142,12 +142,15 @@ class FeatureCache:
         for shard in sorted(set(folder.glob("*.safetensors")) - self._read) if folder.is_dir() else []:
             try:
                 tensors = load_file(shard)
-                for name, row in zip(tensors["keys"], tensors["features"], strict=True):
-                    known.setdefault(bytes(name).hex(), row)
-                self._read.add(shard)
+                names = [bytes(name).hex() for name in tensors["keys"]]
+                rows = dict(zip(names, tensors["features"], strict=True))
             except (SafetensorError, OSError, KeyError, ValueError) as error:
                 warnings.warn(f"feature shard {shard.name} is damaged and is computed again: {error}", stacklevel=3)
                 shard.unlink(missing_ok=True)
+                continue
+            self._read.add(shard)
+            for name, row in rows.items():
+                known.setdefault(name, row)
 
     def _save(self, backbone: Backbone, rows: dict[str, NDArray[np.float32]]) -> None:
         from safetensors.numpy import save

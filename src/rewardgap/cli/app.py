@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rewardgap.cli import bench, catalogues, chat, data, doctor, single, study, tune
+from rewardgap.cli import bench, catalogues, chat, compare, data, doctor, single, study, tune
 from rewardgap.cli.options import NumberLists
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
 app.command()(study.demo)
 app.command()(study.run)
 app.command()(study.report)
+app.command()(compare.compare)
 app.command(cls=NumberLists)(tune.tune)
 app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")

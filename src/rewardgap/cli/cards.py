@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rewardgap.policies.cards import JudgeCard, PolicyCard
     from rewardgap.retrieval.base import RetrieverCard
     from rewardgap.rewards.base import MethodCard
+    from rewardgap.rewards.oracles import OracleCard
 
 REQUIRED = "required"
 _BETTER = {True: "higher", False: "lower", None: "neither"}
@@ -59,12 +60,13 @@ class CardView:
 
 
 def methods() -> list[CardView]:
-    """Return the reward models, the judges, then the deployments that need neither."""
-    from rewardgap.policies.catalog import JUDGES, POLICIES
+    """Return the reward models, the judges, the oracles, then the deployments that need none of them."""
+    from rewardgap.policies.catalog import ALL_JUDGES, POLICIES
     from rewardgap.rewards.catalog import REWARD_MODELS
+    from rewardgap.rewards.oracles import ORACLES
 
-    models = [_method(card, "reward model") for card in REWARD_MODELS]
-    return [*models, *(_method(card, "judge") for card in JUDGES), *(_policy(card) for card in POLICIES)]
+    kinds = (("reward model", REWARD_MODELS), ("judge", ALL_JUDGES), ("oracle", ORACLES))
+    return [*(_method(card, kind) for kind, cards in kinds for card in cards), *(_policy(card) for card in POLICIES)]
 
 
 def decoders() -> list[CardView]:
@@ -109,7 +111,7 @@ def named(views: list[CardView], kind: str, name: str) -> CardView:
     return found[0]
 
 
-def _method(card: MethodCard | JudgeCard, kind: str) -> CardView:
+def _method(card: MethodCard | JudgeCard | OracleCard, kind: str) -> CardView:
     return CardView(
         card.name,
         card.summary,

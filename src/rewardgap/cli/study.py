@@ -6,19 +6,34 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from rewardgap.cli.dry_run import dry_run as show_dry_run
+from rewardgap.cli.dry_run import memory_gib
 from rewardgap.cli.errors import json_text, reported
+from rewardgap.cli.executors import (
+    HERE,
+    AddressOption,
+    ExecutorOption,
+    JobsOption,
+    SlurmOption,
+    WorkerOption,
+    Working,
+    slurm_script,
+)
 from rewardgap.cli.options import JsonOption, ThreadsOption
 
 if TYPE_CHECKING:
     from rewardgap.core.results import StudyResults
-    from rewardgap.studies.spec import StudySpec
 
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=value", help="Change one setting.")]
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Results folder; runs/<name> unless given.")]
+DataOption = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="FILE", help="Data of your own in place of the study's: pairs, ratings, texts, ..."),
+]
 DryOption = Annotated[bool, typer.Option("--dry-run", help="Print the resolved study and its cells, run nothing.")]
 
 
@@ -31,7 +46,9 @@ def demo(
     print_study: Annotated[bool, typer.Option(help="Print the demo's study file and stop.")] = False,
 ) -> None:
     """Run the whole chain on the embedded data: minutes on two cores, nothing to download."""
-    path = preset("demo")
+    from rewardgap.studies.presets import preset_path
+
+    path = preset_path("demo")
     if print_study:
         typer.echo(path.read_text(encoding="utf-8"), nl=False)
         return
@@ -39,24 +56,39 @@ def demo(
 
 
 def run(
-    study: Annotated[Path, typer.Argument(help="A study file (YAML).")],
+    study: Annotated[Path, typer.Argument(help="A study file (YAML), or preset:NAME with --data FILE.")],
     output: OutputOption = None,
     overrides: SetOption = None,
+    data: DataOption = None,
     threads: ThreadsOption = None,
+    jobs: JobsOption = None,
+    executor: ExecutorOption = "local",
+    address: AddressOption = None,
+    worker: WorkerOption = None,
     as_json: JsonOption = False,
     dry_run: DryOption = False,
+    print_slurm: SlurmOption = False,
 ) -> None:
     """Run a study; finished cells are kept, and the same command goes on where it was stopped."""
-    _execute(study, output, overrides, threads, as_json, dry_run, f"rewardgap run {_shown(study)}")
+    working = Working(jobs, executor, address, worker, print_slurm)
+    command = " ".join([f"rewardgap run {_shown(study)}", *([f"--data {shlex.quote(_shown(data))}"] if data else [])])
+    _execute(study, output, overrides, threads, as_json, dry_run, command, working, data)
 
 
 def report(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A results folder, for example runs/demo.")],
     as_json: JsonOption = False,
-    markdown: Annotated[bool, typer.Option(help="Print the study as a Markdown page.")] = False,
+    form: Annotated[
+        Literal["md", "latex", "csv", "json"] | None,
+        typer.Option("--format", help="Print all: a Markdown page, booktabs tables, a row a number, or JSON."),
+    ] = None,
     publish: Annotated[
         Path | None,
         typer.Option(metavar="PATH", help="Write PATH.json and PATH.md without prompts, references and generations."),
+    ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write every chart as SVG and PDF, one and two columns of a paper wide."),
     ] = None,
 ) -> None:
     """Write report.html and results.csv of a finished study again, and print the leaderboard; loads no model."""
@@ -65,7 +97,12 @@ def report(
         _write(results, run_folder)
         if publish is not None:
             _publish(results, publish)
-        _show(results, run_folder, as_json, markdown)
+        if figures is not None:
+            from rewardgap.report.plots import write_figures
+
+            written = write_figures(results, figures)
+            typer.echo(f"{len(written)} files in {figures}", err=True)
+        _show(results, "json" if as_json else form)
 
 
 def _read(path: Path) -> StudyResults:
@@ -89,11 +126,6 @@ def _read(path: Path) -> StudyResults:
     )
 
 
-def preset(name: str) -> Path:
-    """Return the path of a study file that ships with the package."""
-    return Path(__file__).parent.parent / "studies" / "presets" / f"{name}.yaml"
-
-
 def _execute(
     path: Path,
     output: Path | None,
@@ -102,60 +134,62 @@ def _execute(
     as_json: bool,
     dry_run: bool,
     command: str,
+    working: Working = HERE,
+    data: Path | None = None,
 ) -> None:
     with reported(as_json, resumable=True):
         from rewardgap.core.errors import CellsFailedError
-        from rewardgap.studies.spec import load_study
+        from rewardgap.studies.presets import find_study
 
-        study = load_study(path, overrides)
+        working.check()
+        study = find_study(str(path), data, overrides or [])
         folder = output or Path("runs") / study.name
         command = " ".join([command, *(f"--set {_shown_setting(setting)}" for setting in overrides or [])])
-        from rewardgap.studies.aggregate import aggregate
         from rewardgap.studies.environment import choose_threads, threads_of
+        from rewardgap.studies.points import points
         from rewardgap.studies.progress import Terminal
-        from rewardgap.studies.run import run_study
+        from rewardgap.studies.results import study_results
+        from rewardgap.studies.run import run_points
+        from rewardgap.studies.running import writable
+        from rewardgap.studies.user_means import FILE_NAME
 
         progress = Terminal()
-        used = choose_threads(threads if threads is not None else threads_of(folder))
+        plain = [point.study for point in points(study)]
+        used = choose_threads(working.threads(threads, threads_of(folder)))
         if dry_run:
-            _dry_run(study, folder, as_json)
+            show_dry_run(plain, study, folder, working, used, as_json)
+            return
+        if working.print_slurm:
+            gib, members = memory_gib(plain, folder), working.jobs or 1
+            settings = [word for setting in overrides or [] for word in ("--set", setting)]
+            own = ["--data", str(data)] if data else []
+            typed = shlex.join(["rewardgap", "run", str(path), *own, *settings])
+            typer.echo(slurm_script(study.name, typed, folder, members, used, gib), nl=False)
             return
         progress.say(f"{study.name}: results in {folder}, {used} thread{'s' if used > 1 else ''}")
-        finished = run_study(study, folder, progress)
-        results = _with_signatures(aggregate(finished, command))
-        _write(results, folder)
-        _show(results, folder, as_json, markdown=False)
-        cells, failed = len(finished.plan.cells()), len(finished.failures)
-        counts = [f"{finished.computed} of {cells} cells computed"]
+        finished = run_points(plain, folder, progress, working.made(used), study)
+        if working.worker is not None:
+            progress.say(f"nothing is left to do here; `rewardgap run {_shown(path)}` writes the report.")
+            return
+        summed, means = study_results(finished, study, command)
+        results = _with_signatures(summed)
+        with writable(folder):
+            means.write(folder / FILE_NAME)
+            _write(results, folder)
+        _show(results, "json" if as_json else None)
+        failures = [failure for point in finished for failure in point.failures]
+        cells = len({cell.id for point in finished for cell in point.plan.cells()})
+        computed, failed = sum(point.computed for point in finished), len(failures)
+        counts = [f"{computed} of {cells} cells computed"]
         counts += [f"{failed} failed"] if failed else []
-        counts += [f"{there} were there"] if (there := cells - finished.computed - failed) else []
+        counts += [f"{there} were there"] if (there := cells - computed - failed) else []
         progress.say(f"{', '.join(counts)}. Report: {folder}/report.html")
         if failed:
-            first = finished.failures[0]
+            first = failures[0]
             raise CellsFailedError(
                 f"{failed} of {cells} cells failed, first '{first['title']}': {first['error'].rstrip('.')}. "
                 "The others are finished and kept."
             )
-
-
-def _dry_run(study: StudySpec, folder: Path, as_json: bool) -> None:
-    from rewardgap.studies.folders import study_yaml
-    from rewardgap.studies.plan import check_names, make_plan
-    from rewardgap.studies.progress import Silent
-    from rewardgap.studies.workbench import Workbench
-
-    check_names(study)
-    bench = Workbench(study, folder, Silent())
-    cells = [
-        {"id": cell.id, "kind": cell.kind, "title": cell.title, "done": bench.folder(cell).done}
-        for cell in make_plan(bench).cells()
-    ]
-    if as_json:
-        typer.echo(json_text({"study": study.model_dump(), "cells": cells}))
-        return
-    typer.echo(study_yaml(study))
-    for cell in cells:
-        typer.echo(f"{'done' if cell['done'] else 'to do':6}{cell['title']}")
 
 
 def _with_signatures(results: StudyResults) -> StudyResults:
@@ -184,20 +218,27 @@ def _publish(results: StudyResults, path: Path) -> None:
     write_text(path.with_suffix(".md"), study_markdown(bare).strip() + "\n")
 
 
-def _show(results: StudyResults, folder: Path, as_json: bool, markdown: bool) -> None:
-    if as_json:
+def _show(results: StudyResults, form: str | None) -> None:
+    """Print results whole in a form for other programs, or what a reader at a terminal wants to know."""
+    if form == "json":
         typer.echo(json_text(results.to_json()))
         return
-    from rewardgap.report import tables
-
-    if markdown:
-        from rewardgap.report.markdown import study_markdown
-
-        typer.echo(study_markdown(results))
+    if form is not None:
+        typer.echo(_whole(results, form), nl=False)
         return
     from rich.console import Console
 
+    from rewardgap.report import tables
+
     tables.print_summary(results, Console(file=sys.stdout, highlight=False))
+
+
+def _whole(results: StudyResults, form: str) -> str:
+    from rewardgap.report import tables
+    from rewardgap.report.latex import study_latex
+    from rewardgap.report.markdown import study_markdown
+
+    return {"md": study_markdown, "latex": study_latex, "csv": tables.csv_text}[form](results)
 
 
 def _shown(path: Path) -> str:

@@ -73,6 +73,16 @@ class MissingExtraError(RewardGapError, ImportError):
     exit_code = 4
 
 
+class StorageError(RewardGapError):
+    """Nothing can be written where results go: the disk is full, or the folder is read-only."""
+
+
+class GateError(RewardGapError):
+    """A condition of `compare --fail-if` is met."""
+
+    exit_code = 6
+
+
 class CellsFailedError(RewardGapError):
     """Some cells of a study failed; the others are finished and kept."""
 

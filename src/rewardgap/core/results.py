@@ -3,7 +3,48 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from rewardgap.core.decomposition import Decomposition
+from rewardgap.core.findings import (
+    Across,
+    ComparisonResult,
+    CrossoverResult,
+    HeterogeneityResult,
+    MetaResult,
+    PointResult,
+    RegretResult,
+    SupportResult,
+    TauResult,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "KEY_COLUMNS",
+    "RESULT_COLUMNS",
+    "SCHEMA_VERSION",
+    "STAGES",
+    "Across",
+    "BaselineResult",
+    "ComparisonResult",
+    "ControlResult",
+    "CrossoverResult",
+    "Decomposition",
+    "HeterogeneityResult",
+    "MetaResult",
+    "PointResult",
+    "RegretResult",
+    "ResultRow",
+    "Sample",
+    "Stage",
+    "StudyResults",
+    "SupportResult",
+    "TauResult",
+    "deployment_label",
+    "distinct_labels",
+]
 
 Stage: TypeAlias = Literal["rm_accuracy", "policy_accuracy", "behaviour", "win_rate", "cost"]
 STAGES: tuple[Stage, ...] = ("rm_accuracy", "policy_accuracy", "behaviour", "win_rate", "cost")
@@ -51,24 +92,6 @@ class ResultRow:
 
 RESULT_COLUMNS: tuple[str, ...] = tuple(f.name for f in fields(ResultRow))
 KEY_COLUMNS: tuple[str, ...] = RESULT_COLUMNS[: RESULT_COLUMNS.index("value")]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TauResult:
-    """Kendall's tau-b between two stages over reward models; `tau` is None with a reason where it is not identified."""
-
-    dataset: str
-    x: str
-    y: str
-    n_models: int
-    n_ties_x: int = 0
-    n_ties_y: int = 0
-    tau: float | None = None
-    ci_low: float | None = None
-    ci_high: float | None = None
-    p_value: float | None = None
-    undefined_resamples: int = 0
-    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,8 +144,15 @@ class StudyResults:
     name: str
     rows: list[ResultRow]
     taus: list[TauResult] = field(default_factory=list)
+    comparisons: list[ComparisonResult] = field(default_factory=list)
+    regrets: list[RegretResult] = field(default_factory=list)
+    heterogeneity: list[HeterogeneityResult] = field(default_factory=list)
+    support: list[SupportResult] = field(default_factory=list)
+    crossovers: list[CrossoverResult] = field(default_factory=list)
+    meta: list[MetaResult] = field(default_factory=list)
     controls: list[ControlResult] = field(default_factory=list)
     baselines: list[BaselineResult] = field(default_factory=list)
+    decompositions: list[Decomposition] = field(default_factory=list)
     signatures: list[str] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -142,17 +172,31 @@ class StudyResults:
         """Read what `to_json` wrote."""
         parts: dict[str, Any] = dict(value)
         for name, kind in _PARTS.items():
-            parts[name] = [kind(**row) for row in parts.get(name, [])]
+            parts[name] = [kind(**_renamed(name, row)) for row in parts.get(name, [])]
         return cls(**parts)
 
 
 _PARTS: dict[str, type] = {
     "rows": ResultRow,
     "taus": TauResult,
+    "comparisons": ComparisonResult,
+    "regrets": RegretResult,
+    "heterogeneity": HeterogeneityResult,
+    "support": SupportResult,
+    "crossovers": CrossoverResult,
+    "meta": MetaResult,
     "controls": ControlResult,
     "baselines": BaselineResult,
+    "decompositions": Decomposition,
     "samples": Sample,
 }
+
+_OLDER_TAU = {"ci_low": "naive_low", "ci_high": "naive_high"}
+
+
+def _renamed(part: str, row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row by the names of today: the interval of a tau was once the naive one alone."""
+    return {_OLDER_TAU.get(name, name): value for name, value in row.items()} if part == "taus" else row
 
 
 def deployment_label(row: ResultRow) -> str:
@@ -163,3 +207,30 @@ def deployment_label(row: ResultRow) -> str:
         return f"{row.method} · {row.decoder}{weight}{width}"
     shots = "" if row.shots is None else f" {row.shots}"
     return f"{row.method}{shots}{weight}"
+
+
+_TELLS_APART = {
+    "fit_mode": "{}",
+    "retriever": "{}",
+    "pairing": "{} pairs",
+    "policy": "{}",
+    "reward_backbone": "{}",
+    "support_size": "n={}",
+}
+
+
+def distinct_labels(rows: Sequence[ResultRow]) -> list[str]:
+    """Return a label for each deployment; equal ones are followed by what tells them apart, and only that."""
+    labels = [deployment_label(row) for row in rows]
+    same: dict[str, list[ResultRow]] = {}
+    for label, row in zip(labels, rows, strict=True):
+        same.setdefault(label, []).append(row)
+    named = []
+    for label, row in zip(labels, rows, strict=True):
+        parts = [label]
+        for name, form in _TELLS_APART.items():
+            value = getattr(row, name)
+            if value is not None and len({getattr(other, name) for other in same[label]}) > 1:
+                parts.append(form.format(value))
+        named.append(" · ".join(parts))
+    return named

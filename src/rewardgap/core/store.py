@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +31,30 @@ def content_hash(value: Any, length: int = 16) -> str:
     return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()[:length]
 
 
+@contextmanager
+def whole() -> Iterator[None]:
+    """Put an interrupt (Ctrl-C) off until what is done here is through."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    came: list[tuple[Any, ...]] = []
+    signal.signal(signal.SIGINT, lambda *event: came.append(event))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            before(*came[0])
+
+
 def write_bytes(path: Path, payload: bytes) -> None:
     """Write a file atomically: a temporary name in the same folder, fsync, rename, fsync of the folder."""
+    with whole():
+        _write(path, payload)
+
+
+def _write(path: Path, payload: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -89,10 +113,16 @@ def append_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Append rows as JSON lines in one write and fsync, so that a kill loses at most this call."""
     payload = "".join(canonical_json(row) + "\n" for row in rows).encode("utf-8", "surrogatepass")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as stream:
+    with whole(), path.open("ab") as stream:
         stream.write(payload)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, as hex digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -83,7 +83,13 @@ class SyntheticTextTruth:
 
 
 def truth(
-    seed: int = 0, users: int = 48, *, mixture: Mixture = "simplex", beta: float = 1.0, max_length: int = 6
+    seed: int = 0,
+    users: int = 48,
+    *,
+    mixture: Mixture = "simplex",
+    agreement: float = 0.0,
+    beta: float = 1.0,
+    max_length: int = 6,
 ) -> SyntheticTextTruth:
     """Return the truth behind `load_synthetic_text` with the same options.
 
@@ -91,6 +97,7 @@ def truth(
         seed: decides tastes and users, never the policy; user i is the same whatever the number of users.
         users: how many.
         mixture: "simplex" (weights from a Dirichlet, 0.3 each) or "signed" (a random direction, opposite tastes exist).
+        agreement: how alike users' tastes are: 0 for users drawn independently, 1 for one taste of all.
         beta: temperature of the references, above 0; small is eager.
         max_length: most words of a completion.
 
@@ -101,23 +108,40 @@ def truth(
     for option, value in (("users", users), ("max_length", max_length), ("beta", beta)):
         if not value > 0:
             raise ConfigError(f"synthetic_text option {option} is {value}, expected a number above 0.")
+    _check_share("agreement", agreement, 1.0)
     table = control_table()
     tastes = np.random.default_rng(child_seed(seed, "synthetic_text", "tastes")).standard_normal(
         (NUM_TASTES, len(WORDS))
     )
     # Mean 0 over words, so that a longer text is not better as such.
     tastes = (tastes - tastes.mean(axis=1, keepdims=True)) / tastes.std(axis=1, keepdims=True)
-    weights = np.empty((users, NUM_TASTES))
-    for row in range(users):
-        rng = np.random.default_rng(child_seed(seed, "synthetic_text", "user", row))
-        if mixture == "simplex":
-            weights[row] = rng.dirichlet(np.full(NUM_TASTES, 0.3))
-        else:
-            direction = rng.standard_normal(NUM_TASTES)
-            weights[row] = direction / np.linalg.norm(direction)
+    weights = np.stack([_weights(mixture, child_seed(seed, "synthetic_text", "user", row)) for row in range(users)])
+    if agreement:
+        shared = _weights(mixture, child_seed(seed, "synthetic_text", "everybody"))
+        weights = np.stack([_drawn_together(own, shared, tastes, agreement) for own in weights])
     width = max(2, len(str(users - 1)))
     names = tuple(f"s{row:0{width}d}" for row in range(users))
     return SyntheticTextTruth(table, names, tastes, weights, beta, max_length)
+
+
+def _weights(mixture: Mixture, seed: int) -> FloatArray:
+    """Return (3,): how much of each taste somebody has."""
+    rng = np.random.default_rng(seed)
+    if mixture == "simplex":
+        return rng.dirichlet(np.full(NUM_TASTES, 0.3))
+    direction = rng.standard_normal(NUM_TASTES)
+    return direction / np.linalg.norm(direction)
+
+
+def _drawn_together(own: FloatArray, shared: FloatArray, tastes: FloatArray, agreement: float) -> FloatArray:
+    """Return (3,): a user's weights moved towards those of everybody, by a share of the way.
+
+    The spread of the word values moves along with them: the mean of two tastes would be weaker than either, and pairs
+    would be harder to tell apart for that reason alone.
+    """
+    moved = (1 - agreement) * own + agreement * shared
+    spread = (1 - agreement) * np.std(own @ tastes) + agreement * np.std(shared @ tastes)
+    return np.asarray(moved * spread / np.std(moved @ tastes))
 
 
 def load_synthetic_text(
@@ -127,8 +151,11 @@ def load_synthetic_text(
     rows_per_user: int = 24,
     label: Label = "utility",
     mixture: Mixture = "simplex",
+    agreement: float = 0.0,
+    noise: float = 0.0,
     beta: float = 1.0,
     max_length: int = 6,
+    name: str = "synthetic_text",
 ) -> PreferenceDataset:
     """Draw pairs of π labelled by each user's utility, with references from the user's own law.
 
@@ -138,8 +165,12 @@ def load_synthetic_text(
         rows_per_user: pairs per user, each with another prompt; at most 144.
         label: "utility" (the better one is chosen; ties are drawn again) or "bradley_terry" (with probability σ(Δu)).
         mixture: "simplex" or "signed".
+        agreement: how alike users' tastes are, 0 to 1.
+        noise: probability that the sides of a pair are exchanged, 0 to 0.5, in every part of a split; nobody who ranks
+            by the true utility is right more often than 1 - noise. More noise exchanges the same pairs and others.
         beta: temperature of the references.
         max_length: most words of a completion.
+        name: the dataset's name in tables.
 
     Raises:
         ConfigError: if an option is out of range.
@@ -148,15 +179,20 @@ def load_synthetic_text(
     prompts = len(WORDS) ** 2
     if not 1 <= rows_per_user <= prompts:
         raise ConfigError(f"synthetic_text option rows_per_user is {rows_per_user}, expected 1..{prompts}.")
-    known = truth(seed, users, mixture=mixture, beta=beta, max_length=max_length)
+    _check_share("noise", noise, 0.5)
+    known = truth(seed, users, mixture=mixture, agreement=agreement, beta=beta, max_length=max_length)
     pairs = []
     for row, user in enumerate(known.user_ids):
         rng = np.random.default_rng(child_seed(seed, "synthetic_text", "rows", row))
+        # Draws of its own, so that the texts are the same at every noise.
+        coin = np.random.default_rng(child_seed(seed, "synthetic_text", "noise", row))
         law = known.user_law(user)
         for number in rng.permutation(prompts)[:rows_per_user].tolist():
             prompt = divmod(number, len(WORDS))
             reference = sample(law, prompt[1], rng)
             chosen, rejected = _draw_pair(known, user, prompt[1], label, rng)
+            if coin.random() < noise:
+                chosen, rejected = rejected, chosen
             pair = PreferencePair(
                 user_id=user,
                 example_id="",
@@ -166,8 +202,9 @@ def load_synthetic_text(
                 reference=known.table.text(reference),
             )
             pairs.append(replace(pair, example_id=content_id(pair)))
-    note = f"Simulated users: utility over {len(WORDS)} words, seed {seed}, beta {beta:g}, labels by {label}."
-    return PreferenceDataset("synthetic_text", tuple(pairs), notes=(note,), first_line=True)
+    dials = "".join(f", {dial} {value:g}" for dial, value in (("agreement", agreement), ("noise", noise)) if value)
+    note = f"Simulated users: utility over {len(WORDS)} words, seed {seed}, beta {beta:g}, labels by {label}{dials}."
+    return PreferenceDataset(name, tuple(pairs), notes=(note,), first_line=True)
 
 
 def _draw_pair(
@@ -181,6 +218,11 @@ def _draw_pair(
         probability = float(difference > 0) if label == "utility" else 1 / (1 + np.exp(-difference))
         return (first, second) if rng.random() < probability else (second, first)
     raise ConfigError(f"synthetic_text found no two texts of different utility for user '{user}'; raise max_length.")
+
+
+def _check_share(option: str, value: float, most: float) -> None:
+    if not 0 <= value <= most:
+        raise ConfigError(f"synthetic_text option {option} is {value}, expected a number from 0 to {most:g}.")
 
 
 CARD = DatasetCard(
@@ -197,8 +239,11 @@ CARD = DatasetCard(
         "rows_per_user": "pairs per user (default 24)",
         "label": "'utility' (no label noise) or 'bradley_terry'",
         "mixture": "'simplex' or 'signed' tastes",
+        "agreement": "how alike users' tastes are: 0 drawn independently (default), 1 all the same",
+        "noise": "probability that the sides of a pair are exchanged, 0 to 0.5 (default 0)",
         "beta": "temperature of the references (default 1)",
         "max_length": "most words of a completion (default 6)",
+        "name": "the dataset's name in tables",
     },
     build=load_synthetic_text,
     notes=("Tastes are three vectors over words; `synthetic_text.truth` returns them.",),

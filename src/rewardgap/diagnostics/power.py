@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.stats import t as student
 
 from rewardgap.core.seeds import child_seed
 from rewardgap.diagnostics.figures import Figure, Part, unmeasured
-from rewardgap.stats.clustered import clustered_standard_error
+from rewardgap.stats import clustered_standard_error, detectable_factor
 from rewardgap.stats.kendall import kendall_tau_rows
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 PART = "power"
 LEVEL, POWER = 0.05, 0.8
 NUM_MODELS = 8
-"""Reward models that a study is assumed to compare; tau over fewer than 6 is not reported at all."""
+"""Reward models that a study is assumed to compare; fewer than `stats.MIN_METHODS` give no tau at all."""
 SPREAD = 0.10
 """Distance between the best and the worst of them in accuracy, assumed."""
 DRAWS = 2000
@@ -56,7 +55,7 @@ def power(found: PersonalHits | None, seed: int, reason: str = "") -> Part:
         why = "the two models differ alike with every user, so their difference has no spread" if num_users > 1 else why
         blank = [unmeasured(PART, name, text, why) for name, text in SUMMARIES.items() if name != "tau_from_zero"]
         return Part(PART, (*blank, _from_zero()))
-    factor = detectable_factor(num_users)
+    factor = detectable_factor(num_users, LEVEL, POWER)
     single = max(clustered_standard_error(values, found.users) for values in (found.own, found.everybody))
     error = tau_error(paired / np.sqrt(2), NUM_MODELS, SPREAD, seed)
     values = {
@@ -81,17 +80,6 @@ def power(found: PersonalHits | None, seed: int, reason: str = "") -> Part:
         "The paired error is that of the personal against the global model above; models more alike differ less."
     )
     return Part(PART, (*figures, _from_zero()), (note,))
-
-
-def detectable_factor(num_users: int) -> float:
-    """Return how many standard errors a difference must have to be found with 80 % power at the 5 % level.
-
-    Example:
-        >>> round(detectable_factor(10_000), 2)
-        2.8
-    """
-    freedom = num_users - 1
-    return float(student.ppf(1 - LEVEL / 2, freedom) + student.ppf(POWER, freedom))
 
 
 def tau_error(noise: float, num_models: int, spread: float, seed: int) -> float:

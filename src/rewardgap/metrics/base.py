@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rewardgap.core.results import Stage
 
-Takes: TypeAlias = Literal["texts", "margins", "scores", "candidates"]
+Takes: TypeAlias = Literal["texts", "margins", "scores", "candidates", "answers"]
 
 
 @runtime_checkable
@@ -52,7 +52,8 @@ class MetricCard:
         build: makes the metric. What it returns is called by `takes`.
         takes: "texts": an object with `score(predictions, references)`; "margins": a function of (N,) margins, chosen
             minus rejected; "scores": a function of two (N,) score vectors, of this deployment and of the baseline;
-            "candidates": a function of (T, K) log-probabilities and rewards.
+            "candidates": a function of (T, K) log-probabilities and rewards; "answers": a function of a judge's N
+            answers in one order and in the other.
         needs_reference: False where the score does not look at the reference, and is never missing for want of one.
     """
 

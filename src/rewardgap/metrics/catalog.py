@@ -14,7 +14,7 @@ from rewardgap.metrics.overlap import Distinct, EmptyRate, LengthRatio
 from rewardgap.metrics.policy_accuracy import VARIANTS
 from rewardgap.metrics.rm_accuracy import pair_accuracy, ties
 from rewardgap.metrics.rouge import Rouge
-from rewardgap.metrics.win_rate import wins
+from rewardgap.metrics.win_rate import verdicts, wins
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -158,6 +158,22 @@ METRICS: Catalog[MetricCard] = Catalog(
             "scores",
             wins,
             "ties=half|judge=other",
+        ),
+        *(
+            _arithmetic(
+                f"{name}{suffix}",
+                f"share of comparisons with {opponent} that a judge decides for the deployment: {meaning}",
+                "win_rate",
+                better,
+                "answers",
+                verdicts,
+                f"ties=half|orders=both|judge={judge}",
+            )
+            for suffix, opponent in (("", "zero-shot"), ("_over_reference", "the user's own text"))
+            for name, meaning, better, judge in (
+                ("win_related", "on the network of the policy or of the guide, so not independent", None, "related"),
+                ("win_independent", "on a network of its own", True, "independent"),
+            )
         ),
     ),
 )

@@ -124,7 +124,7 @@ class PairAsker:
         Raises:
             DataError: if a comparison does not fit even without demonstrations.
         """
-        asked = [self._prompts(comparison, pairs, persona) for comparison in comparisons]
+        asked = [self.prompts(comparison, pairs, persona) for comparison in comparisons]
         scores = self.model.label_scores([prompt for orders, _, _ in asked for prompt in orders], self.labels)
         return [
             Judgement(forward.difference, backward.difference, 0.5 * (forward.mass + backward.mass), shown, dropped)
@@ -144,21 +144,37 @@ class PairAsker:
         order = self.retriever.order(query, texts, seed=self.seed) if texts else []
         return [others[index] for index in order[: self.num_demonstrations]]
 
-    def _prompts(
-        self, comparison: Comparison, pairs: Sequence[PreferencePair], persona: str
+    def words(
+        self, prompt: Prompt, first: str, second: str, persona: str, demonstrations: Sequence[PreferencePair]
+    ) -> str:
+        """Return the words of one question, as one user turn."""
+        return judge_prompt(prompt, first, second, persona, demonstrations, self.labels)
+
+    def prompts(
+        self, comparison: Comparison, pairs: Sequence[PreferencePair], persona: str = "", new_tokens: int = 1
     ) -> tuple[tuple[Prompt, Prompt], int, int]:
-        """Return both orders of a comparison with as many demonstrations as fit, the most useful ones last."""
+        """Return both orders of a comparison with as many demonstrations as fit, the most useful ones last.
+
+        Args:
+            comparison: what is asked about.
+            pairs: what the user revealed, oldest first.
+            persona: what is known of the user.
+            new_tokens: tokens that the answer may take.
+
+        Returns:
+            The two prompts, how many demonstrations they show, and how many did not fit.
+
+        Raises:
+            DataError: if the comparison does not fit even without demonstrations.
+        """
         chosen = self.select(comparison, pairs)
 
         def orders(shown: int) -> tuple[Prompt, Prompt]:
             prompt, one, other = comparison
             last = chosen[:shown][::-1]
-            return (
-                judge_prompt(prompt, one, other, persona, last, self.labels),
-                judge_prompt(prompt, other, one, persona, last, self.labels),
-            )
+            return self.words(prompt, one, other, persona, last), self.words(prompt, other, one, persona, last)
 
-        limit = self.limit(1)
+        limit = self.limit(new_tokens)
         shown = most_that_fit(len(chosen), lambda count: max(map(self.model.size, orders(count))) <= limit)
         if shown is None:
             raise DataError(

@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from rewardgap.policies.base import AdaptedPolicy
-    from rewardgap.policies.judges import Judge
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class JudgeCard:
     """A judge as the catalogue lists it: what it is, where it is from, what is done differently here.
 
     `config` is a frozen dataclass of plain fields, each with its `meaning`. `build(model, **settings)` makes the judge
-    from the fields of one and from what the study knows: `prompt_template` and `opponent`.
+    from the fields of one and from what the study knows: `prompt_template`, and `opponent` where it ranks pairs.
     """
 
     name: str
@@ -54,6 +53,6 @@ class JudgeCard:
     peer: str
     deviations: tuple[str, ...]
     config: type
-    build: Callable[..., Judge]
+    build: Callable[..., Any]
     personal: bool = True
     family: Literal["judge"] = "judge"

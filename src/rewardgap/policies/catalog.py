@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rewardgap.core.catalog import Catalog
 from rewardgap.core.errors import ConfigError, ModelError
 from rewardgap.core.store import read_json
-from rewardgap.policies import contrast, cope, icl_judge, in_context, persona, persona_judge, zero_shot
+from rewardgap.policies import contrast, cope, icl_judge, in_context, llm_judge, persona, persona_judge, zero_shot
 from rewardgap.policies.chat_models import chat_with
 from rewardgap.policies.judges import FORMAT
 
@@ -25,6 +25,8 @@ POLICIES: Catalog[PolicyCard] = Catalog(
     "deployment", (zero_shot.CARD, in_context.ICL_CARD, in_context.RAG_CARD, persona.CARD, cope.CARD, contrast.CARD)
 )
 JUDGES: Catalog[JudgeCard] = Catalog("judge", (icl_judge.CARD, persona_judge.CARD))
+"""Judges that rank pairs, so that they can stand under reward_models and pick texts too."""
+ALL_JUDGES: Catalog[JudgeCard] = Catalog("judge", (*JUDGES, llm_judge.CARD))
 
 
 def build_judge(
@@ -55,7 +57,8 @@ def build_judge(
         near = get_close_matches(unknown[0], known, n=1, cutoff=0.4)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         raise ConfigError(f"{name} has no option '{unknown[0]}'.{hint} Known: {', '.join(known)}.")
-    return card.build(chat_with(model), prompt_template=prompt_template, opponent=opponent, **options)
+    judge: Judge = card.build(chat_with(model), prompt_template=prompt_template, opponent=opponent, **options)
+    return judge
 
 
 def load_judge(folder: str | Path, model: ChatModel | Backbone, opponent: AdaptedPolicy | None = None) -> Judge:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from rewardgap.backbones.endpoint import LabelScore
+from rewardgap.backbones.endpoint import Answer, LabelScore, texts
 from rewardgap.backbones.features import NODES_PER_FORWARD
 from rewardgap.backbones.hf import Backbone
 from rewardgap.backbones.session import TrieSession
@@ -32,15 +32,17 @@ LOGIT_ROWS = 64
 
 
 class ChatModel(Protocol):
-    """A model one can ask: a `LocalChat`, or a `ChatEndpoint`.
+    """A model one can ask: a `LocalChat`, or a `ChatEndpoint`."""
 
-    Attributes:
-        tokens: tokens sent through the network so far.
-        forwards: forward passes, or requests, so far.
-    """
+    @property
+    def tokens(self) -> int:
+        """Return the tokens sent through the network so far."""
+        ...
 
-    tokens: int
-    forwards: int
+    @property
+    def forwards(self) -> int:
+        """Return the forward passes, or requests, so far."""
+        ...
 
     @property
     def name(self) -> str:
@@ -67,7 +69,13 @@ class ChatModel(Protocol):
     def write(
         self, prompts: Sequence[Prompt], *, max_tokens: int, temperature: float = 0.0, seeds: Sequence[int] = ()
     ) -> list[str]:
-        """Return an answer to each prompt; at temperature 0 of the most probable tokens."""
+        """Return the text of an answer to each prompt; at temperature 0 of the most probable tokens."""
+        ...
+
+    def answer(
+        self, prompts: Sequence[Prompt], *, max_tokens: int, temperature: float = 0.0, seeds: Sequence[int] = ()
+    ) -> list[Answer]:
+        """Return an answer to each prompt, with the tokens it took."""
         ...
 
 
@@ -136,13 +144,21 @@ class LocalChat:
                 if not bool(torch.isfinite(pair).all()):
                     raise ModelError(f"{self.name} has logits {pair.tolist()} for {labels}; check weights and dtype.")
                 mass = float((pair - torch.logsumexp(row, -1)).exp().sum())
-                found[ids] = LabelScore(float(pair[0] - pair[1]), mass)
+                found[ids] = LabelScore(float(pair[0] - pair[1]), mass, len(ids), 1)
         return [found[ids] for ids in asked]
 
     def write(
         self, prompts: Sequence[Prompt], *, max_tokens: int, temperature: float = 0.0, seeds: Sequence[int] = ()
     ) -> list[str]:
+        """Return the text of an answer to each prompt; arguments and errors are those of `answer`."""
+        return texts(self.name, self.answer(prompts, max_tokens=max_tokens, temperature=temperature, seeds=seeds))
+
+    def answer(
+        self, prompts: Sequence[Prompt], *, max_tokens: int, temperature: float = 0.0, seeds: Sequence[int] = ()
+    ) -> list[Answer]:
         """Return an answer to each prompt, without blanks around it.
+
+        Its tokens are those of the prompt as if it were read alone, and those written.
 
         Args:
             prompts: N prompts; equal ones are read once.
@@ -158,7 +174,7 @@ class LocalChat:
             raise ConfigError(
                 f"{len(prompts)} texts at temperature {temperature} with {len(seeds)} seeds; give one each."
             )
-        written: list[str] = []
+        written: list[Answer] = []
         for begin in range(0, len(prompts), ROWS_PER_BATCH):
             batch = prompts[begin : begin + ROWS_PER_BATCH]
             written += self._write_batch(batch, max_tokens, temperature, seeds[begin : begin + ROWS_PER_BATCH])
@@ -166,7 +182,7 @@ class LocalChat:
 
     def _write_batch(
         self, prompts: Sequence[Prompt], max_tokens: int, temperature: float, seeds: Sequence[int]
-    ) -> list[str]:
+    ) -> list[Answer]:
         encoder = self.backbone.encoder
         distinct = list(dict.fromkeys(prompts))
         ids = [self._prompt_ids(prompt, max_tokens) for prompt in distinct]
@@ -182,7 +198,10 @@ class LocalChat:
             seeds=seeds if temperature > 0 else (),
         )
         self._count(session)
-        return [encoder.decode(row.ids).strip() for row in decoded]
+        return [
+            Answer(encoder.decode(written.ids).strip(), len(ids[row]), len(written.ids))
+            for row, written in zip(rows, decoded, strict=True)
+        ]
 
     def _end_states(self, sequences: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
         """Return the (D,) hidden state at the last token of each sequence; common beginnings are read once."""

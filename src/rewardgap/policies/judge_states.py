@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rewardgap.core.errors import ConfigError, DataError, ModelError
 from rewardgap.core.records import Message, PreferencePair, pair_to_json
@@ -13,9 +13,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from rewardgap.policies.judges import Judge
-
 FORMAT = 1
+
+
+class Owner(Protocol):
+    """Whom states belong to: a judge."""
+
+    def fingerprint(self) -> str:
+        """Return a hash of everything that decides what a state is worth."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -118,13 +124,13 @@ def pair_from_json(row: Mapping[str, Any]) -> PreferencePair:
     return PreferencePair(**{**row, "prompt": prompt})
 
 
-def save_judge_states(path: Path, judge: Judge, states: Mapping[str, JudgeState]) -> None:
+def save_judge_states(path: Path, judge: Owner, states: Mapping[str, JudgeState]) -> None:
     """Write the states of users as JSON, with the judge they belong to."""
     users = {user: state.to_json() for user, state in states.items()}
     write_json(path, {"format": FORMAT, "judge": judge.fingerprint(), "users": users})
 
 
-def load_judge_states(path: Path, judge: Judge) -> dict[str, JudgeState]:
+def load_judge_states(path: Path, judge: Owner) -> dict[str, JudgeState]:
     """Read what `save_judge_states` wrote.
 
     Raises:

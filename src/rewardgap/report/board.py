@@ -1,14 +1,13 @@
-"""The rows of one dataset as lines: a line for each deployment, a line for each reward model."""
+"""The rows of one point of a study as lines: a line for each deployment, a line for each reward model."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from rewardgap.core.results import ResultRow, deployment_label
+from rewardgap.core.results import CrossoverResult, PointResult, ResultRow, deployment_label, distinct_labels
 from rewardgap.report.numbers import Cell, counted, finite
-from rewardgap.report.words import COLUMNS, POLICY_ACCURACY, RM_ACCURACY, ROUGE_1, WIN_CROSS, Column
+from rewardgap.report.words import BERTSCORE, COLUMNS, POLICY_ACCURACY, RM_ACCURACY, ROUGE_1, ROUGE_L, WIN_CROSS, Column
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -18,7 +17,10 @@ if TYPE_CHECKING:
 BASELINE = "zero_shot"
 _DEPLOYMENT = ("method", "decoder", "guidance_weight", "top_k", "retriever", "shots", "fit_mode")
 _SETTING = ("pairing", "policy", "reward_backbone", "support_size")
-_SUFFIX = {"support_size": "n={}", "pairing": "{} pairs"}
+_POINT = ("pairing", "policy", "support_size", "seed")
+POINT_FORMS = ("{} pairs", "{}", "n={}", "seed {}")
+Point = tuple[Any, ...]
+P = TypeVar("P", bound=PointResult)
 
 
 def _compatible(a: Sequence[Any], b: Sequence[Any]) -> bool:
@@ -55,12 +57,12 @@ class Line:
         )
 
     def cells(self, column: Column, users: Literal["seen", "unseen"] = "unseen") -> list[Cell]:
-        """Return the numbers of a column, one for each judge, seeds pooled, in the order of the rows."""
-        by_judge: dict[str | None, list[ResultRow]] = defaultdict(list)
+        """Return the numbers of a column, one for each judge, in the order of the rows."""
+        by_judge: dict[str | None, ResultRow] = {}
         for row in self.rows:
             if row.stage == column.stage and row.metric == column.metric and row.users == users:
-                by_judge[row.judge].append(row)
-        return [_pool(rows, column) for rows in by_judge.values()]
+                by_judge.setdefault(row.judge, row)
+        return [_cell(row, column) for row in by_judge.values()]
 
     def find(self, column: Column, users: Literal["seen", "unseen"] = "unseen") -> Cell | None:
         """Return the number of a column, or None without a row. Of several judges the least favourable is taken."""
@@ -69,43 +71,56 @@ class Line:
         return min(known, key=lambda cell: cell.value or 0.0) if known else (cells[0] if cells else None)
 
 
-def _pool(rows: list[ResultRow], column: Column) -> Cell:
-    """Return one number from the rows of several seeds: their mean, and the span of their intervals."""
-    known = [(value, row) for row in rows if (value := finite(row.value)) is not None]
-    missing = sum(row.n_missing for row in rows)
-    first = rows[0]
-    if not known:
+def _cell(row: ResultRow, column: Column) -> Cell:
+    """Return the number of a row, with a note on what is missing from it."""
+    value, low, high = finite(row.value), finite(row.ci_low), finite(row.ci_high)
+    missing = row.n_missing
+    if value is None:
         note = f"no score for any of {counted(missing, 'example')}" if missing else "could not be measured"
-        return Cell(unit=column.unit, n_users=first.n_users, n_examples=first.n_examples, note=note, judge=first.judge)
-    lows = [low for _, row in known if (low := finite(row.ci_low)) is not None]
-    highs = [high for _, row in known if (high := finite(row.ci_high)) is not None]
-    whole = len(lows) == len(highs) == len(known)
-    notes = []
-    if missing:
-        notes.append(f"{counted(missing, 'example')} without a score left out, not counted as zero")
-    if len(known) < len(rows):
-        notes.append(f"{len(rows) - len(known)} of {len(rows)} seeds without a value")
+        return Cell(unit=column.unit, n_users=row.n_users, n_examples=row.n_examples, note=note, judge=row.judge)
+    whole = low is not None and high is not None
     return Cell(
-        value=sum(value for value, _ in known) / len(known),
-        low=min(lows) if whole else None,
-        high=max(highs) if whole else None,
+        value=value,
+        low=low if whole else None,
+        high=high if whole else None,
         unit=column.unit,
-        n_users=max(row.n_users for _, row in known),
-        n_examples=max(row.n_examples for _, row in known),
-        note="; ".join(notes) or None,
-        judge=first.judge,
+        n_users=row.n_users,
+        n_examples=row.n_examples,
+        note=f"{counted(missing, 'example')} without a score left out, not counted as zero" if missing else None,
+        judge=row.judge,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """All lines of one dataset."""
+    """All lines of one point of a study: of one dataset, pairing rule, policy, support size and seed.
+
+    `name` is the dataset, and where it has several points what tells this one from them. `point` holds the pairing
+    rule, policy, support size and seed, None in a dataset with one point.
+    """
 
     dataset: str
+    name: str
+    point: Point
     lines: tuple[Line, ...]
     reward_models: tuple[Line, ...]
     seeds: tuple[int, ...]
     _stages: frozenset[str] = field(repr=False)
+
+    @property
+    def is_one_of_several(self) -> bool:
+        """Say whether the dataset has other points."""
+        return any(value is not None for value in self.point)
+
+    def findings(self, found: Iterable[P]) -> list[P]:
+        """Return the findings of this point. What spans several points of a dataset belongs to none of them."""
+        return [
+            one
+            for one in found
+            if one.dataset == self.dataset
+            and _compatible(self.point, one.point()[1:])
+            and not (self.is_one_of_several and _is_across(one))
+        ]
 
     def cell(self, line: Line, column: Column) -> Cell:
         """Return the number of a deployment in a column; a missing one carries its reason."""
@@ -146,8 +161,8 @@ class Board:
 
     @property
     def criterion(self) -> Column | None:
-        """Return what deployments are ordered by: ROUGE-1; without references the win rate under another judge."""
-        for column in (ROUGE_1, WIN_CROSS, POLICY_ACCURACY):
+        """Return what deployments are ordered by: behaviour; without references the win rate under another judge."""
+        for column in (ROUGE_1, ROUGE_L, BERTSCORE, WIN_CROSS, POLICY_ACCURACY):
             if any(self.cell(line, column).value is not None for line in self.lines):
                 return column
         return None
@@ -187,13 +202,68 @@ class Board:
 
 
 def boards(results: StudyResults) -> list[Board]:
-    """Return a board for each dataset with rows; the study's main dataset first."""
+    """Return a board for each point with rows, in the order of the study; its main dataset first.
+
+    A dataset has several points where its rows differ in pairing rule, policy, support size or seed. A row that leaves
+    one of these open, as the accuracy of a reward model does with the policy, belongs to every point that agrees
+    with the rest.
+    """
     rows: dict[str, list[ResultRow]] = {}
     for entry in results.datasets:
         rows.setdefault(dataset_name(entry), [])
     for row in results.rows:
         rows.setdefault(row.dataset, []).append(row)
-    return [_board(name, own) for name, own in rows.items() if own]
+    named = {name: _points(own) for name, own in rows.items() if own}
+    out = []
+    for name, points in named.items():
+        for point, title in points.items():
+            own = [row for row in rows[name] if _compatible(point, _point(row))]
+            full = name if not title else title if len(named) == 1 else f"{name}, {title}"
+            out.append(_board(name, full, point, own))
+    return out
+
+
+def at(results: StudyResults, board: Board) -> StudyResults:
+    """Return the results with what statistics found at one board's point alone."""
+    return replace(
+        results,
+        taus=board.findings(results.taus),
+        comparisons=board.findings(results.comparisons),
+        regrets=board.findings(results.regrets),
+        heterogeneity=board.findings(results.heterogeneity),
+        support=board.findings(results.support),
+        crossovers=board.findings(results.crossovers),
+        decompositions=board.findings(results.decompositions),
+        baselines=[
+            one
+            for one in results.baselines
+            if one.dataset == board.dataset and _compatible(board.point[:1], (one.pairing,))
+        ],
+    )
+
+
+def _points(rows: Sequence[ResultRow]) -> dict[Point, str]:
+    """Return the points of a dataset with a title each, of what tells them apart; one point without any for one."""
+    found = list(dict.fromkeys(_point(row) for row in rows))
+    differ = [index for index in range(len(_POINT)) if len({one[index] for one in found} - {None}) > 1]
+    if not differ:
+        return {(None,) * len(_POINT): ""}
+    kept: list[Point] = []
+    for one in sorted(found, key=lambda point: sum(value is None for value in point)):
+        if not any(_compatible(one, other) for other in kept):
+            kept.append(one)
+    return {
+        one: ", ".join(POINT_FORMS[index].format(one[index]) for index in differ if one[index] is not None)
+        for one in sorted(kept, key=found.index)
+    }
+
+
+def _point(row: ResultRow) -> Point:
+    return tuple(getattr(row, name) for name in _POINT)
+
+
+def _is_across(one: PointResult) -> bool:
+    return isinstance(one, CrossoverResult) and one.axis != "shots"
 
 
 def dataset_name(entry: dict[str, Any]) -> str:
@@ -201,9 +271,11 @@ def dataset_name(entry: dict[str, Any]) -> str:
     return str(entry.get("name", entry.get("dataset", "dataset")))
 
 
-def _board(dataset: str, rows: list[ResultRow]) -> Board:
+def _board(dataset: str, name: str, point: Point, rows: list[ResultRow]) -> Board:
     return Board(
         dataset=dataset,
+        name=name,
+        point=point,
         lines=tuple(_lines(row for row in rows if not _is_of_reward_model(row))),
         reward_models=tuple(_lines(row for row in rows if _is_of_reward_model(row))),
         seeds=tuple(sorted({row.seed for row in rows})),
@@ -237,15 +309,5 @@ def _lines(rows: Iterable[ResultRow]) -> list[Line]:
 
 def _labelled(lines: list[Line]) -> list[Line]:
     """Add to equal labels what tells them apart, and only that."""
-    same: dict[str, list[Line]] = defaultdict(list)
-    for line in lines:
-        same[line.label].append(line)
-    named = []
-    for line in lines:
-        label = line.label
-        for name in ("fit_mode", "retriever", *_SETTING):
-            value = getattr(line.identity, name)
-            if value is not None and len({getattr(other.identity, name) for other in same[line.label]}) > 1:
-                label += " · " + _SUFFIX.get(name, "{}").format(value)
-        named.append(replace(line, label=label))
-    return named
+    labels = distinct_labels([line.identity for line in lines])
+    return [replace(line, label=label) for line, label in zip(lines, labels, strict=True)]

@@ -5,17 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rewardgap.report.answer import answer
-from rewardgap.report.board import Board, boards
-from rewardgap.report.numbers import DASH, Cell, Footnotes, finite, interval, number, span, superscript
+from rewardgap.report.board import Board, at, boards
+from rewardgap.report.diagnosis import SOUND, diagnose
+from rewardgap.report.findings import crossover_sentence
+from rewardgap.report.goodhart import goodhart
+from rewardgap.report.judge_sheet import judge_sheet
+from rewardgap.report.numbers import DASH, Cell, Footnotes, span, superscript
+from rewardgap.report.overview import across_sentences, overview
+from rewardgap.report.sheets import choice_sheet, comparison_sheets, tau_sheets, user_sheet
 from rewardgap.report.signatures import failure_signatures
 from rewardgap.report.texts import fenced, markdown
 from rewardgap.report.values import as_yaml, flat
-from rewardgap.report.words import COLUMNS, RM_ACCURACY, axis
+from rewardgap.report.waterfall import step_sheet
+from rewardgap.report.words import COLUMNS, RM_ACCURACY, failure_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from rewardgap.core.results import StudyResults
+    from rewardgap.report.sheets import Sheet
 
 _MARKS = {True: "pass", False: "**fail**", None: DASH}
 
@@ -26,9 +34,10 @@ def markdown_table(results: StudyResults) -> str:
     notes = Footnotes()
     rows = []
     for board in found:
-        first = [markdown(board.dataset)] if len(found) > 1 else []
+        first = [markdown(board.name)] if len(found) > 1 else []
         rows += [[*first, *row] for row in _leaderboard(board, notes)]
-    heads = [*(["Dataset"] if len(found) > 1 else []), *_HEADS]
+    several = any(board.is_one_of_several for board in found)
+    heads = [*(["Point" if several else "Dataset"] if len(found) > 1 else []), *_HEADS]
     return _table(heads, rows, len(heads) - len(COLUMNS)) + _footnotes(notes)
 
 
@@ -38,11 +47,15 @@ def study_markdown(results: StudyResults) -> str:
     said = answer(results, found[0] if found else None)
     parts = [f"# {markdown(results.name)}", f"**{markdown(said.headline)}**"]
     parts.append(_bullets((*said.cautions, *said.sentences, *results.notes)))
+    whole = overview(results, found)
+    parts += ["## Points", *_sheets([whole])[1:]] if whole is not None else []
+    across = across_sentences(results, found)
+    parts += ["## Across points", _bullets(across)] if across else []
     for board in found:
         users, examples = board.counts()
         notes = Footnotes()
         parts += [
-            f"## {markdown(board.dataset)}",
+            f"## {markdown(board.name)}",
             f"{span(users)} unseen users, {span(examples)} examples. Numbers in points, each with the 95 % interval of "
             "a bootstrap over users.",
             _table(_HEADS, _leaderboard(board, notes), 1) + _footnotes(notes),
@@ -54,11 +67,12 @@ def study_markdown(results: StudyResults) -> str:
                                           for users in ("seen", "unseen"))]
                 for model in board.reward_models
             ), 1) + _footnotes(notes)]  # fmt: skip
-    parts += _taus(results) + _controls(results) + _baselines(results)
+        parts += _findings(at(results, board), board)
+    parts += _controls(results) + _baselines(results)
     signs = results.signatures or failure_signatures(results)
     parts += ["## Warning signs", _bullets(signs)] if signs else []
     if results.failures:
-        parts += ["## Failed cells", _bullets(" · ".join(map(str, one.values())) for one in results.failures)]
+        parts += ["## Failed cells", _bullets(failure_line(one) for one in results.failures)]
     parts += ["## What was run"]
     parts += [fenced(results.command, "sh")] if results.command else []
     parts += [fenced(as_yaml(results.study), "yaml")] if results.study else []
@@ -78,18 +92,32 @@ def _leaderboard(board: Board, notes: Footnotes) -> list[list[str]]:
     ]
 
 
-def _taus(results: StudyResults) -> list[str]:
-    rows = []
-    for tau in results.taus:
-        value = f"{number(tau.tau, 'tau')} {interval(tau.ci_low, tau.ci_high, 'tau')}".rstrip()
-        if finite(tau.tau) is None and tau.reason:
-            value = f"{DASH} ({markdown(tau.reason)})"
-        chance = DASH if finite(tau.p_value) is None else f"{tau.p_value:.2g}"
-        rows.append(
-            [markdown(tau.dataset), markdown(axis(tau.x)), markdown(axis(tau.y)), str(tau.n_models), value, chance]
-        )
-    heads = ("Dataset", "Of", "With", "Reward models", "τ-b", "permutation p")
-    return ["## Rank correlation", _table(heads, rows, 3)] if rows else []
+def _findings(results: StudyResults, board: Board) -> list[str]:
+    """Return the tables of what statistics found at a point, and in words where it is lost and where curves cross."""
+    steps, faults = step_sheet(results.decompositions), diagnose(results.decompositions)
+    parts = _sheets([
+        *comparison_sheets(results, board.dataset),
+        choice_sheet(results, board.dataset),
+        user_sheet(results, board.dataset),
+        *tau_sheets(results, board.dataset),
+        judge_sheet(board),
+        steps,
+        *(one.sheet() for one in goodhart(results.decompositions)),
+    ])  # fmt: skip
+    if steps is not None:
+        parts += ["### What the steps show", _bullets(faults or (SOUND,))]
+    crossings = [crossover_sentence(one) for one in results.crossovers]
+    return parts + (["### Where in context overtakes guidance", _bullets(crossings)] if crossings else [])
+
+
+def _sheets(found: Sequence[Sheet | None]) -> list[str]:
+    parts = []
+    for sheet in found:
+        if sheet is not None:
+            rows = [[markdown(text) for text in row] for row in sheet.rows]
+            heads = [markdown(head) for head in sheet.heads]
+            parts += [f"### {markdown(sheet.title)}", _table(heads, rows, sheet.left, sheet.numbers)]
+    return parts
 
 
 def _controls(results: StudyResults) -> list[str]:

@@ -55,6 +55,20 @@ def with_interval(value: float | None, low: float | None, high: float | None, un
     return f"{number(value, unit)} {interval(low, high, unit)}".rstrip()
 
 
+def sortable(text: str) -> str:
+    """Return a shown number as one a program sorts by, '' for what is none.
+
+    Example:
+        >>> sortable("−2.0"), sortable("+1.5"), sortable("–"), sortable("0.03,")
+        ('-2.0', '1.5', '', '0.03')
+    """
+    plain = text.rstrip(",").replace("−", "-").removeprefix("+")
+    try:
+        return plain if math.isfinite(float(plain)) else ""
+    except ValueError:
+        return ""
+
+
 def superscript(index: int) -> str:
     """Return a footnote mark, for example '²'."""
     return str(index).translate(_SUPERSCRIPTS)

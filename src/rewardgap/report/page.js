@@ -1,5 +1,6 @@
 "use strict";
-// Sortable tables and a filter for long ones. The page is complete without this script.
+// Sortable tables, a filter for long ones, the point that is shown, two texts side by side. The page is complete
+// without this script.
 (() => {
   document.documentElement.classList.add("js");
 
@@ -19,11 +20,12 @@
       button.type = "button";
       button.append(...head.childNodes);
       head.append(button);
+      if (!head.hasAttribute("aria-sort")) head.setAttribute("aria-sort", "none");
       button.addEventListener("click", () => {
         const now = head.getAttribute("aria-sort");
         const first = head.classList.contains("num") ? "descending" : "ascending";
-        const next = now === null ? first : now === "ascending" ? "descending" : "ascending";
-        heads.forEach((other) => other.removeAttribute("aria-sort"));
+        const next = now === "none" ? first : now === "ascending" ? "descending" : "ascending";
+        heads.forEach((other) => other.setAttribute("aria-sort", "none"));
         head.setAttribute("aria-sort", next);
         const sign = next === "ascending" ? 1 : -1;
         const rows = [...body.rows].map((row) => [keyOf(row, column), row]);
@@ -52,5 +54,50 @@
         count.textContent = wanted.length ? `${shown} of ${body.rows.length}` : "";
       });
     }
+  }
+
+  const point = document.getElementById("point");
+  if (point) {
+    const show = () => {
+      for (const part of document.querySelectorAll(".point")) part.hidden = part.dataset.point !== point.value;
+    };
+    point.addEventListener("change", show);
+    show();
+  }
+
+  const explorer = document.getElementById("explorer");
+  if (explorer) {
+    const [who, which, left, right] = explorer.querySelectorAll("select");
+    const people = [...explorer.querySelectorAll(".person")];
+    const cards = () => [...people[who.value].querySelectorAll("article")];
+    const fill = (select, texts) => select.replaceChildren(...texts.map((text, at) => new Option(text, at)));
+    const brief = (card) => card.querySelector(".reference").lastChild.textContent.trim().slice(0, 48);
+
+    const show = () => {
+      people.forEach((person, at) => {
+        person.hidden = at !== Number(who.value);
+        person.open = true;
+      });
+      cards().forEach((card, at) => {
+        card.hidden = at !== Number(which.value);
+        for (const text of card.querySelectorAll("[data-label]")) {
+          const own = text.dataset.label;
+          text.hidden = left.value !== "" && own !== left.value && own !== right.value;
+          text.style.order = own === left.value ? "-1" : "0";
+        }
+      });
+      right.disabled = left.value === "";
+    };
+    const turn = () => {
+      fill(which, cards().map((card, at) => `${at + 1} of ${cards().length}: ${brief(card)}`));
+      show();
+    };
+    fill(who, people.map((person) => person.querySelector("summary bdi").textContent));
+    const { left: first, right: second } = explorer.dataset;
+    left.value = first === "-1" ? "" : first;
+    right.value = second === "-1" ? "" : second;
+    who.addEventListener("change", turn);
+    for (const select of [which, left, right]) select.addEventListener("change", show);
+    turn();
   }
 })();

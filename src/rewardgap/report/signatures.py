@@ -4,34 +4,40 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rewardgap.report.board import Board, Line, boards
+from rewardgap.report.board import Board, Line, at, boards
+from rewardgap.report.findings import at_point, difference, own_choices, standing, tau_text, verdict
 from rewardgap.report.numbers import Cell, Verdict, compare, counted, interval, number
+from rewardgap.report.sheets import NOT_IDENTIFIED
 from rewardgap.report.words import POLICY_ACCURACY, RM_ACCURACY, ROUGE_1, WIN_CROSS, WIN_SELF, axis
+from rewardgap.stats import MIN_METHODS
 
 if TYPE_CHECKING:
     from rewardgap.core.results import StudyResults, TauResult
 
-MIN_REWARD_MODELS = 6
 OWN_JUDGE_HIGH = 0.95
 RANKING_GAP = 0.10
+WRITING = ("ROUGE-1", "ROUGE-L", "BERTScore-F1")
 _GLOBAL_PREFIX = "global"
 
 
 def failure_signatures(results: StudyResults) -> list[str]:
     """Return one sentence for each failure signature, then what the study cannot conclude.
 
-    Differences between two numbers have no interval of their own here; whether two numbers differ is read from the
-    overlap of their intervals, and each sentence says so where it matters.
+    Deployments are compared on the same users. Where no such comparison was made, as between two stages, it is read
+    from the overlap of two intervals, and each sentence says so where it matters.
     """
     found: list[str] = []
     limits: list[str] = []
     all_boards = boards(results)
+    seeds: dict[str, set[int]] = {}
     for board in all_boards:
-        taus = [tau for tau in results.taus if tau.dataset == board.dataset]
-        where = f"On {board.dataset}: " if len(all_boards) > 1 else ""
-        found += [where + text for text in (*_ranks_but_does_not_write(board), *_pleases_itself(board))]
-        found += [where + text for text in (*_reversed(taus), *_global_ahead(board))]
-        limits += [where + text for text in _limits(board, taus)]
+        seeds.setdefault(board.dataset, set()).update(board.seeds)
+    for board in all_boards:
+        own = at(results, board)
+        where = f"On {board.name}: " if len(all_boards) > 1 else ""
+        found += [where + text for text in (*_ranks_but_does_not_write(board), *_pleases_itself(own, board))]
+        found += [where + text for text in (*_reversed(own.taus), *_global_ahead(board))]
+        limits += [where + text for text in _limits(own, board, own.taus, len(seeds[board.dataset]) > 1)]
     return found + limits
 
 
@@ -63,41 +69,44 @@ def _ranks_but_does_not_write(board: Board) -> list[str]:
     return sentences
 
 
-def _pleases_itself(board: Board) -> list[str]:
-    """Own-judge win rate above 95 % with behaviour no better than zero-shot."""
-    zero = None if board.baseline is None else board.cell(board.baseline, ROUGE_1)
-    if zero is None or zero.value is None:
-        return []
+def _pleases_itself(results: StudyResults, board: Board) -> list[str]:
+    """Own-judge win rate above 95 % with behaviour no better than zero-shot, compared on the same users."""
+    choices = own_choices(results, board.dataset)
+    metric = choices[0].metric if choices else None
+    over = {
+        one.a: one
+        for one in results.comparisons
+        if (one.dataset, one.b_is, one.metric) == (board.dataset, "baseline", metric)
+    }
     sentences = []
     for line in board.lines:
-        own, text = board.cell(line, WIN_SELF), board.cell(line, ROUGE_1)
-        verdict = compare(text, zero)
-        if own.value is None or own.value <= OWN_JUDGE_HIGH or text.value is None or verdict == "above":
+        own, gained = board.cell(line, WIN_SELF), over.get(line.label)
+        if own.value is None or own.value <= OWN_JUDGE_HIGH or gained is None or standing(gained) == "better":
             continue
         other = board.cell(line, WIN_CROSS)
         independent = f" Another reward model, {other.judge}, gives {other.full}." if other.value is not None else ""
         sentences.append(
-            f"{line.label} pleases its own judge only: its win rate over zero-shot is {own.full} under the reward "
-            f"model that guides it (circular), but its ROUGE-1 is {text.full} where zero-shot has {zero.full} "
-            f"({_near(verdict)}).{independent}"
+            f"{line.label} pleases its own judge only: its win rate over {gained.b} is {own.full} under the reward "
+            f"model that guides it (circular), but its {axis(gained.metric)} is no better on the same users: "
+            f"{difference(gained)} points, {verdict(gained)}.{independent}"
         )
     return sentences
 
 
 def _reversed(taus: list[TauResult]) -> list[str]:
-    """Tau between RM accuracy and ROUGE below zero."""
+    """Corrected tau between RM accuracy and behaviour below zero, its whole interval."""
     sentences = []
     for tau in taus:
-        names = {axis(tau.x), axis(tau.y)}
-        if tau.tau is None or tau.tau >= 0 or "RM accuracy" not in names or not names & {"ROUGE-1", "ROUGE-L"}:
+        names = (axis(tau.x), axis(tau.y))
+        if names[0] != "RM accuracy" or names[1] not in WRITING or tau.corrected is None:
             continue
-        crosses = tau.ci_low is not None and tau.ci_high is not None and tau.ci_low <= 0 <= tau.ci_high
-        sentences.append(
-            f"Better rankers tend to write worse: Kendall's τ between {axis(tau.x)} and {axis(tau.y)} over "
-            f"{counted(tau.n_models, 'reward model')} is {number(tau.tau, 'tau')} "
-            f"{interval(tau.ci_low, tau.ci_high, 'tau')}".rstrip()
-            + (" (the interval contains zero, so no relation at all is also possible)." if crosses else ".")
-        )
+        if tau.high is not None and tau.high < 0:
+            where = f" under {tau.decoder}" if tau.decoder else ""
+            sentences.append(
+                f"Better rankers write worse{where}: Kendall's τ between {names[0]} and {names[1]} over "
+                f"{counted(tau.n_models, 'reward model')} is {number(tau.corrected, 'tau')} "
+                f"{interval(tau.low, tau.high, 'tau')} with the noise of users taken out."
+            )
     return sentences
 
 
@@ -123,39 +132,50 @@ def _global_ahead(board: Board) -> list[str]:
     return sentences
 
 
-def _limits(board: Board, taus: list[TauResult]) -> list[str]:
-    """What the study cannot conclude, and why."""
+def _limits(results: StudyResults, board: Board, taus: list[TauResult], repeated: bool) -> list[str]:
+    """What the study cannot conclude, and why; `repeated` says that the dataset has points of other seeds."""
     reasons = []
     models = len(board.reward_models)
-    without = [tau for tau in taus if tau.tau is None]
-    if 0 < models < MIN_REWARD_MODELS and all(tau.tau is None for tau in taus):
+    if 0 < models < MIN_METHODS and all(tau.corrected is None for tau in taus):
         reasons.append(
             f"whether RM accuracy predicts policy accuracy or text is not identified with "
-            f"{counted(models, 'reward model')} (a rank correlation takes at least {MIN_REWARD_MODELS})"
+            f"{counted(models, 'reward model')} (a rank correlation takes at least {MIN_METHODS})"
         )
     else:
-        for tau in without:
-            reasons.append(f"no τ between {axis(tau.x)} and {axis(tau.y)}: {tau.reason or 'not identified'}")
-    if len(board.seeds) == 1:
+        main = {one.metric for one in own_choices(results, board.dataset)} or {tau.y for tau in taus}
+        reasons += _not_identified([tau for tau in taus if tau.y in {*main, "policy_accuracy"}])
+    if len(board.seeds) == 1 and not repeated:
         reasons.append("one seed says nothing about how results vary when training is repeated")
-    alike = _alike(board)
-    if alike:
-        reasons.append(alike)
+    reasons += _not_told_apart(results, board)
     return [f"What cannot be concluded: {'; '.join(reasons)}."] if reasons else []
 
 
-def _alike(board: Board) -> str:
-    ranked = board.ranked()
-    if len(ranked) < 2:
-        return ""
-    top = ranked[0][1]
-    count = sum(compare(cell, top) == "overlap" for _, cell in ranked[1:])
+def _not_identified(taus: list[TauResult]) -> list[str]:
+    """Return each reason why a tau is not identified, with the pairs of stages it holds for."""
+    pairs: dict[str, list[str]] = {}
+    for tau in taus:
+        if tau.corrected is None:
+            reason = tau_text(tau).removeprefix(f"{NOT_IDENTIFIED}: ").partition(" is below ")[0]
+            kind = "split-half reliability below 0.8" if reason.startswith("split-half reliability") else reason
+            pairs.setdefault(kind, []).append(f"{axis(tau.x)} and {axis(tau.y)}")
+    return [
+        f"τ is not identified between {', '.join(dict.fromkeys(names))} ({reason})" for reason, names in pairs.items()
+    ]
+
+
+def _not_told_apart(results: StudyResults, board: Board) -> list[str]:
+    choices = own_choices(results, board.dataset)
+    if len(choices) != 1:
+        return []
+    compared, _ = at_point(results, choices[0])
+    behind = [one for one in compared if one.b_is == "best"]
+    count = sum(standing(one) == "undecided" for one in behind)
     if not count:
-        return ""
-    return (
-        f"{count} of {counted(len(ranked), 'deployment')} overlap with the best one's interval on "
-        f"{counted(top.n_users, 'user')}, and overlap is no proof of equality"
-    )
+        return []
+    return [
+        f"{count} of {counted(len(behind), 'other deployment')} cannot be told from the best one on "
+        f"{counted(max(one.n_users for one in behind), 'user')}, which is no proof that they are as good"
+    ]
 
 
 def _is_global(line: Line) -> bool:

@@ -15,11 +15,13 @@ from rewardgap.core.results import RESULT_COLUMNS
 from rewardgap.core.store import write_text
 from rewardgap.report.answer import answer
 from rewardgap.report.board import Board, boards
+from rewardgap.report.findings import crossover_sentence, measured_tau, tau_text
 from rewardgap.report.markdown import markdown_table, study_markdown
-from rewardgap.report.numbers import DASH, Cell, Footnotes, counted, interval, number, span, superscript
+from rewardgap.report.numbers import DASH, Cell, Footnotes, counted, finite, span, superscript
+from rewardgap.report.overview import across_sentences
 from rewardgap.report.signatures import failure_signatures
 from rewardgap.report.texts import encodable, plain
-from rewardgap.report.words import COLUMNS, GROUPS, RM_ACCURACY, axis
+from rewardgap.report.words import COLUMNS, GROUPS, RM_ACCURACY, axis, failure_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,40 +31,45 @@ if TYPE_CHECKING:
 
     from rewardgap.core.results import StudyResults
 
-__all__ = ["leaderboard", "markdown_table", "print_summary", "study_markdown", "write_csv"]
+__all__ = ["csv_text", "leaderboard", "markdown_table", "print_summary", "study_markdown", "write_csv"]
 
 _LABEL_WIDTH = 34
 _MARKS = {True: Text("✓ pass", "green"), False: Text("✗ FAIL", "bold red"), None: Text(DASH)}
 
 
 def write_csv(results: StudyResults, path: Path) -> None:
-    """Write every row to a CSV file, atomically: floats by `repr`, None as an empty field."""
+    """Write every row to a CSV file, atomically."""
+    write_text(path, csv_text(results))
+
+
+def csv_text(results: StudyResults) -> str:
+    """Return every row as CSV: floats by `repr`, None as an empty field."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(RESULT_COLUMNS)
     for row in results.rows:
         writer.writerow(["" if value is None else repr(value) if isinstance(value, float) else value
                          for value in astuple(row)])  # fmt: skip
-    write_text(path, encodable(stream.getvalue()))
+    return encodable(stream.getvalue())
 
 
 def leaderboard(
     results: StudyResults,
     *,
-    dataset: str | None = None,
+    board: Board | None = None,
     groups: Sequence[str] = GROUPS,
     footnotes: Footnotes | None = None,
 ) -> Table:
-    """Return the leaderboard of one dataset, best behaviour first.
+    """Return the leaderboard of one point of a study, best behaviour first.
 
     Args:
         results: the study.
-        dataset: its name; by default the study's main dataset.
+        board: of `boards(results)`; by default the first, of the study's main dataset.
         groups: which groups of columns to show (`words.GROUPS`), so that a narrow terminal takes several tables.
         footnotes: collects the reasons of missing numbers; without it they stand in the table's caption.
     """
-    found = boards(results)
-    board = next((one for one in found if dataset in (None, one.dataset)), None)
+    if board is None:
+        board = next(iter(boards(results)), None)
     notes = Footnotes() if footnotes is None else footnotes
     columns = [column for column in COLUMNS if column.group in groups]
     lines = [] if board is None else board.ordered()
@@ -82,21 +89,21 @@ def print_summary(results: StudyResults, console: Console) -> None:
         users, examples = board.counts()
         console.print()
         counts = f"{span(users)} unseen users, {span(examples)} examples"
-        console.print(Text.assemble((plain(board.dataset), "bold"), f"  {counts}"))
+        console.print(Text.assemble((plain(board.name), "bold"), f"  {counts}"))
         _print_leaderboard(results, board, console)
         _print_reward_models(board, console)
-    _print_taus(results, console)
+    _print_taus(results, found, console)
     _print_controls(results, console)
     _print_list("Warning signs", results.signatures or failure_signatures(results), console)
     _print_list("Notes", results.notes, console)
     if results.failures:
-        _print_list("Failed cells", [" · ".join(map(str, one.values())) for one in results.failures], console)
+        _print_list("Failed cells", [failure_line(one) for one in results.failures], console)
     said = answer(results, found[0] if found else None)
     console.print()
     console.print(Text(plain(said.headline), "bold"))
     for sentence in (*said.cautions, *said.sentences):
         console.print(Text(plain(sentence)))
-    rule = "In points, with 95 % intervals over users. Distinguishable: intervals that do not overlap."
+    rule = "In points, with 95 % intervals over users. Deployments are compared on the same users, p after Holm."
     console.print(Text(rule, "dim"))
 
 
@@ -109,13 +116,13 @@ def _print_leaderboard(results: StudyResults, board: Board, console: Console) ->
         while waiting and _width(results, board, [*taken, waiting[0]], console) <= console.width:
             taken.append(waiting.pop(0))
         console.print()
-        console.print(leaderboard(results, dataset=board.dataset, groups=taken, footnotes=notes))
+        console.print(leaderboard(results, board=board, groups=taken, footnotes=notes))
     if notes.texts:
         console.print(_footnotes(notes))
 
 
 def _width(results: StudyResults, board: Board, groups: Sequence[str], console: Console) -> int:
-    table = leaderboard(results, dataset=board.dataset, groups=groups, footnotes=Footnotes())
+    table = leaderboard(results, board=board, groups=groups, footnotes=Footnotes())
     return console.measure(table, options=console.options.update(width=10_000)).maximum
 
 
@@ -133,15 +140,16 @@ def _print_reward_models(board: Board, console: Console) -> None:
         console.print(_footnotes(notes))
 
 
-def _print_taus(results: StudyResults, console: Console) -> None:
+def _print_taus(results: StudyResults, found: Sequence[Board], console: Console) -> None:
     lines = []
-    for tau in results.taus:
-        value = f"{number(tau.tau, 'tau')} {interval(tau.ci_low, tau.ci_high, 'tau')}".rstrip()
-        if tau.tau is None:
-            value = f"{DASH} ({tau.reason or 'not identified'})"
+    for name, tau in ((board.name, tau) for board in found for tau in board.findings(results.taus)):
         models = counted(tau.n_models, "reward model")
-        lines.append(f"{tau.dataset}, {axis(tau.x)} with {axis(tau.y)}, {models}: {value}")
-    _print_list("Kendall's τ-b", lines, console)
+        under = f", {tau.decoder}" if tau.decoder else ""
+        measured = "" if finite(tau.tau) is None else f"; measured {measured_tau(tau)}"
+        lines.append(f"{name}, {axis(tau.x)} with {axis(tau.y)}{under}, {models}: {tau_text(tau)}{measured}")
+    _print_list("Kendall's τ-b, corrected for the noise of users", lines, console)
+    own = [crossover_sentence(one) for board in found for one in board.findings(results.crossovers)]
+    _print_list("Across points", [*own, *across_sentences(results, found)], console)
 
 
 def _print_controls(results: StudyResults, console: Console) -> None:

@@ -8,7 +8,7 @@ from importlib import resources
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-from rewardgap.report.numbers import counted, interval, number, span
+from rewardgap.report.numbers import counted, interval, number, sortable, span
 from rewardgap.report.texts import unbroken
 from rewardgap.report.words import axis
 
@@ -32,6 +32,7 @@ def template_environment() -> Environment:
         "span": span,
         "counted": counted,
         "unbroken": unbroken,
+        "sortable": sortable,
     }
     return environment
 

@@ -32,6 +32,8 @@ RM_ACCURACY = Column("rm", "Ranking", "RM accuracy", "RM acc.", "rm_accuracy", "
 POLICY_ACCURACY = Column("policy", "Ranking", "Policy accuracy", "Policy acc.", "policy_accuracy", "rgd_topk")
 BASE = Column("base", "Ranking", "base", "base", "policy_accuracy", "base", ranked=False)
 ROUGE_1 = Column("rouge1", "Writing", "ROUGE-1", "ROUGE-1", "behaviour", "rouge1")
+ROUGE_L = Column("rougeL", "Writing", "ROUGE-L", "ROUGE-L", "behaviour", "rougeL")
+BERTSCORE = Column("bertscore", "Writing", "BERTScore-F1", "BERTScore", "behaviour", "bertscore_f1")
 WIN_SELF = Column(
     "self", "Win rate over zero-shot, and cost", "Own judge (circular)", "self, circular", "win_rate", "win_self",
     ranked=False,
@@ -47,8 +49,8 @@ COLUMNS: tuple[Column, ...] = (
     POLICY_ACCURACY,
     BASE,
     ROUGE_1,
-    Column("rougeL", "Writing", "ROUGE-L", "ROUGE-L", "behaviour", "rougeL"),
-    Column("bertscore", "Writing", "BERTScore-F1", "BERTScore", "behaviour", "bertscore_f1"),
+    ROUGE_L,
+    BERTSCORE,
     WIN_SELF,
     WIN_CROSS,
     SECONDS,
@@ -105,10 +107,25 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ("Win rate, another judge", "The same, judged by another reward model of the study: not the one that steered, but "
      "fitted on the same users' data. Where several judged, tables show the "
      "lowest. One half means no preference."),
-    ("Interval", "95 % interval from a bootstrap over users, in brackets. Two numbers are called distinguishable here "
-     "when their intervals do not overlap. This is a cautious rule: intervals can overlap although a paired test would "
-     "tell the two apart."),
-    ("Kendall's τ-b", "Agreement of two rankings of the reward models: 1 the same, 0 unrelated, −1 reversed."),
+    ("Win rate, judges that only judge", "The same, by judges that took no part in the study otherwise; also against "
+     "what the users wrote themselves. Independent: on another network than the policy and the guide. Related: on one "
+     "of theirs, so it may like its own kind of text. Circular: it picked the text itself."),
+    ("Interval", "95 % interval from a bootstrap over users, in brackets. Intervals of two deployments can overlap "
+     "although the two differ; whether they do is read from their difference on the same users."),
+    ("Better, worse, as good", "From differences on the same users: better or worse where the sign-flip test rejects "
+     "chance at 5 % after Holm's correction for all comparisons with the same deployment; as good where two one-sided "
+     "tests place the difference within the margin that the study states; else not told apart, with the smallest "
+     "difference that these users would show with a probability of 80 %, were it the only comparison."),
+    ("Best with probability", "Probability that a deployment would be the best, had there been endless users."),
+    ("Loses", "Behaviour lost by deploying what a stage ranks first, against the best: luck of users taken out, with a "
+     "95 % interval. On users left out: the same for a choice measured on users who had no part in it; below zero, the "
+     "stage chose better than measuring behaviour itself."),
+    ("Kendall's τ-b", "Agreement of two rankings of the reward models: 1 the same, 0 unrelated, −1 reversed. "
+     "Corrected: that of the true scores, had there been endless users; the measured one is nearer to zero. The naive "
+     "interval resamples users and does not cover the truth. Not identified: with fewer than 6 reward models, or a "
+     "split-half reliability below 0.8, these users cannot tell."),
+    ("Reliability", "How well scores of the reward models over one half of the users tell of those over the other "
+     "half, scaled up to all users: 1 is perfect."),
     ("Support, shots", "Support size is the number of examples a user reveals; shots are those that an in-context "
      "prompt shows."),
     ("Points", "Hundredths. A fraction of 0.412 is 41.2 points."),
@@ -125,12 +142,23 @@ _STAGE_WORDS = {
     "bertscore_f1": "BERTScore-F1",
     "win_self": "win rate (own judge, circular)",
     "win_cross": "win rate (another judge)",
+    "win_related": "win rate (a judge on the same network)",
+    "win_independent": "win rate (an independent judge)",
 }
 
 
 def axis(name: str) -> str:
-    """Return the words for one side of a tau: 'behaviour.rouge1' and 'rouge1' are both 'ROUGE-1'."""
-    for part in reversed(name.replace(":", ".").replace("/", ".").split(".")):
+    """Return the words for a stage or a metric: 'behaviour.rouge1' and 'rouge1' are both 'ROUGE-1'.
+
+    What follows a dot in the middle of the line, as the decoder did in older results, is no part of it.
+    """
+    stage = name.partition(" · ")[0]
+    for part in reversed(stage.replace(":", ".").replace("/", ".").split(".")):
         if part in _STAGE_WORDS:
             return _STAGE_WORDS[part]
     return name
+
+
+def failure_line(failure: dict[str, str]) -> str:
+    """Return a failed cell on one line; its log is on the page."""
+    return " · ".join(str(value) for name, value in failure.items() if name != "log")

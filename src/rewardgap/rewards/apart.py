@@ -17,6 +17,7 @@ from rewardgap.backbones.trie import chain
 from rewardgap.core.errors import ConfigError
 from rewardgap.rewards.guide import BackboneGuide
 from rewardgap.rewards.model import RewardModel
+from rewardgap.rewards.prefixes import PairPrefixes, states_along
 from rewardgap.rewards.text_guide import READ_PER_TOKEN, TextGuide
 
 if TYPE_CHECKING:
@@ -73,6 +74,16 @@ class ApartModel(RewardModel):
             alone = tree_states(self.backbone, [chain((*ids, *tail), -1, 0)])[0, len(ids) - 1 :].cpu()
         asked = self._asked([prompt]).to(alone)
         return self._read(torch.cat([alone, asked.expand(len(alone), -1)], -1), [state] * (len(tail) + 1))
+
+    def pair_prefixes(self, pair: PreferencePair, state: UserState, cache: TraceCache | None = None) -> PairPrefixes:
+        """Return the rewards of every prefix of both sides of a pair, each read alone."""
+        tails = [
+            self.backbone.encoder.encode_completion(text, after=pair.prompt) for text in (pair.chosen, pair.rejected)
+        ]
+        alone = states_along(self.backbone, self.backbone.encoder.alone_ids, tails, self._shared(cache))
+        asked = self._asked([pair.prompt])
+        beside = [torch.cat([along, asked.to(along).expand(len(along), -1)], -1) for along in alone]
+        return self._along(tails, beside, state)
 
     def guide(
         self,

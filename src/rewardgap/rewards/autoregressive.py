@@ -24,6 +24,7 @@ from rewardgap.core.seeds import child_seed
 from rewardgap.core.store import content_hash, write_bytes, write_json
 from rewardgap.rewards.guide import NodeRewards
 from rewardgap.rewards.model import RewardModel, check_fit_settings, check_pairs
+from rewardgap.rewards.prefixes import PairPrefixes
 from rewardgap.rewards.states import UserState
 from rewardgap.rewards.token_networks import Reference, SupportPairs, TokenNetworks, batch_loss
 from rewardgap.rewards.token_rewards import Branches
@@ -207,6 +208,22 @@ class AutoregressiveModel(RewardModel):
         """Return (T + 1,) rewards of every prefix, T tokens with the end token; index 0 is the bare prompt, worth 0."""
         steps = self._token_rewards([self._branches(prompt, [completion], state)], [state])[0][0][:, 0]
         return np.concatenate([[0.0], np.cumsum(steps)])
+
+    def pair_prefixes(self, pair: PreferencePair, state: UserState, cache: TraceCache | None = None) -> PairPrefixes:
+        """Return the rewards of every prefix of both sides of a pair, end tokens among them, as running sums.
+
+        Args:
+            pair: read in one pass a network, by itself.
+            state: the user's.
+            cache: not used: a user's soft prompt is in every state.
+
+        Raises:
+            DataError: if the texts do not fit the context.
+        """
+        row = self._pair(pair, state)
+        (tables,) = self._token_rewards([row], [state])
+        chosen, rejected = (np.concatenate([[0.0], np.cumsum(table[:, 0])]) for table in tables)
+        return PairPrefixes(row.completions[0], row.completions[1], chosen, rejected)
 
     def guide(
         self,

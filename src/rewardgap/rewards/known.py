@@ -33,7 +33,7 @@ class KnownUser:
     user_id: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class KnownReward:
     """A utility over texts as a reward model: nothing to fit, a user's state is the user's id.
 

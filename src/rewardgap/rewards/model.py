@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from rewardgap.backbones.chat import same_tokens
-from rewardgap.backbones.features import FeatureCache, Item, PromptLimit
+from rewardgap.backbones.features import FeatureCache, Item, PromptLimit, encode_texts
 from rewardgap.backbones.lora import LoraSettings, adapter_tensors, attach_lora, stamp
 from rewardgap.backbones.memory import SessionPlan
 from rewardgap.backbones.traces import node_states
@@ -19,6 +19,7 @@ from rewardgap.core.errors import ConfigError, DataError
 from rewardgap.core.store import content_hash, write_bytes, write_json
 from rewardgap.rewards.fitting import check_count, check_positive
 from rewardgap.rewards.guide import BackboneGuide, NodeRewards, PolicyStateGuide, close_ends
+from rewardgap.rewards.prefixes import PairPrefixes, states_along
 from rewardgap.rewards.reading import reading_of
 from rewardgap.rewards.text_guide import READ_PER_TOKEN, TextGuide
 
@@ -203,6 +204,30 @@ class RewardModel:
         with torch.no_grad():
             states = tree_states(self.backbone, [chain((*ids, *tail), -1, 0)])[0, len(ids) - 1 :]
         return self._read(states.cpu(), [state] * (len(tail) + 1))
+
+    def pair_prefixes(self, pair: PreferencePair, state: UserState, cache: TraceCache | None = None) -> PairPrefixes:
+        """Return the rewards of every prefix of both sides of a pair.
+
+        Args:
+            pair: read in one pass, by itself: the company of other pairs decides no bit.
+            state: the user's.
+            cache: where states are kept, for the other heads on the same frozen backbone.
+
+        Raises:
+            DataError: if the texts do not fit the context.
+        """
+        ids, tails = encode_texts(self.backbone, pair.prompt, (pair.chosen, pair.rejected), self.limit)
+        return self._along(tails, states_along(self.backbone, ids, tails, self._shared(cache)), state)
+
+    def _shared(self, cache: TraceCache | None) -> TraceCache | None:
+        """Return where states are kept: an adapter's are no use to another head."""
+        return cache if self.adapted is None else None
+
+    def _along(
+        self, tails: Sequence[tuple[int, ...]], states: Sequence[torch.Tensor], state: UserState
+    ) -> PairPrefixes:
+        chosen, rejected = (self._read(along, [state] * len(along)) for along in states)
+        return PairPrefixes(tails[0], tails[1], chosen, rejected)
 
     def guide(
         self,

@@ -26,6 +26,7 @@ from rewardgap.rewards.global_bt import GlobalBT
 from rewardgap.rewards.guide import BackboneGuide
 from rewardgap.rewards.joint import WEIGHT_DECAY, fit_joint, pair_states
 from rewardgap.rewards.model import RewardModel, check_fit_settings, check_pairs, vars_of
+from rewardgap.rewards.prefixes import PairPrefixes, states_along
 from rewardgap.rewards.state_files import StateTable, save_states
 from rewardgap.rewards.states import UserState
 from rewardgap.rewards.text_guide import READ_PER_TOKEN, TextGuide
@@ -244,6 +245,11 @@ class PersonalAdapterModel(RewardModel):
         with torch.no_grad():
             states = tree_states(self._rows([state]), [chain((*ids, *tail), -1, 0)])[0, len(ids) - 1 :]
         return self._read(states.cpu(), [state] * (len(tail) + 1))
+
+    def pair_prefixes(self, pair: PreferencePair, state: UserState, cache: TraceCache | None = None) -> PairPrefixes:
+        """Return the rewards of every prefix of both sides of a pair, under the user's adapter; nothing is kept."""
+        ids, tails = encode_texts(self.base, pair.prompt, (pair.chosen, pair.rejected), self.limit)
+        return self._along(tails, states_along(self._rows([state]), ids, tails), state)
 
     def pair_states_of(
         self, pairs: Sequence[PreferencePair], states: Sequence[UserState]

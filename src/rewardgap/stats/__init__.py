@@ -7,6 +7,7 @@ Example:
     stats.selection_regret(rm_accuracy, rouge1, names).reading     # what does choosing by the first one cost?
 """
 
+from rewardgap.stats.agreement import Agreement, cohen_kappa
 from rewardgap.stats.bootstrap import Estimate, clustered_mean, paired_difference
 from rewardgap.stats.clustered import clustered_standard_error
 from rewardgap.stats.crossover import Crossover, crossover
@@ -36,6 +37,7 @@ from rewardgap.stats.true_scores import TrueScores, true_scores
 __all__ = [
     "MIN_METHODS",
     "MIN_RELIABILITY",
+    "Agreement",
     "Crossover",
     "DetectableDifference",
     "Equivalence",
@@ -53,6 +55,7 @@ __all__ = [
     "UserMatrix",
     "clustered_mean",
     "clustered_standard_error",
+    "cohen_kappa",
     "compare_deployments",
     "crossover",
     "detectable_factor",

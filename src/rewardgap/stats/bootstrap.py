@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,15 @@ from rewardgap.core.errors import ConfigError, ShapeError
 from rewardgap.stats.clustered import ScoredRows, scored_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
 ONE_USER = "one user: an interval over users is not identified"
 NO_VALUES = "no value"
 _CHUNK_DRAWS = 1 << 20
+_KEPT_DRAWS = 1 << 24
+"""Draws up to so many are kept for the next numbers of the same users: 128 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,7 @@ def clustered_mean(
     value = float(flat.mean()) if micro else float(np.mean(sums / sizes))
     if num_users == 1:
         return Estimate(value, None, None, 1, num_examples, rows.n_missing, ONE_USER)
-    draws = _resampled_means(flat, sizes, starts, resamples, seed, micro=micro, within=within)
+    draws = _resampled_means(flat, sizes, resamples, seed, micro=micro, within=within)
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(value, float(low), float(high), num_users, num_examples, rows.n_missing)
 
@@ -160,35 +163,55 @@ def _canonical(rows: ScoredRows) -> tuple[NDArray[np.float64], NDArray[np.intp]]
 def _resampled_means(
     flat: NDArray[np.float64],
     sizes: NDArray[np.intp],
-    starts: NDArray[np.intp],
     resamples: int,
     seed: int,
     *,
     micro: bool,
     within: bool,
 ) -> NDArray[np.float64]:
-    """Return (resamples,) means; users of one size are drawn together, since they form a rectangle."""
+    """Return (resamples,) means. What is drawn depends on the sizes alone, so that one draw serves many numbers."""
+    totals, counts = flat, np.ones(len(flat))
+    owners = np.repeat(np.arange(len(sizes)), sizes)
+    if not within:
+        totals, counts = np.bincount(owners, weights=flat).astype(np.float64), sizes.astype(np.float64)
+        owners = np.arange(len(sizes))
+    units = np.bincount(owners)
+    shares = totals if micro else totals / sizes[owners] / len(sizes)
+    key = (tuple(units.tolist()), resamples, seed)
+    is_kept = resamples * len(totals) <= _KEPT_DRAWS
+    blocks: Iterable[NDArray[np.float64]] = [_kept_counts(*key)] if is_kept else _counts(*key)
+    return np.concatenate([block @ shares / (block @ counts if micro else 1.0) for block in blocks])
+
+
+@lru_cache(maxsize=2)
+def _kept_counts(sizes: tuple[int, ...], resamples: int, seed: int) -> NDArray[np.float64]:
+    return np.concatenate(list(_counts(sizes, resamples, seed)))
+
+
+def _counts(sizes: tuple[int, ...], resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """Return in blocks (B, N) how often resamples draw each unit: whole users first, then units within each.
+
+    Users of one size are neighbours and are drawn together, since they form a rectangle.
+    """
     rng = np.random.default_rng(seed)
-    num_users = len(sizes)
+    num_users, num_units = len(sizes), sum(sizes)
+    starts = np.concatenate([np.zeros(1, np.intp), np.cumsum(sizes)[:-1]])
     bounds = np.flatnonzero(np.diff(sizes, prepend=-1, append=-1))
-    own_sums = np.add.reduceat(flat, starts)
-    means = np.empty(resamples)
-    step = max(1, _CHUNK_DRAWS // len(flat))
+    step = max(1, _CHUNK_DRAWS // num_units)
     for begin in range(0, resamples, step):
         num = min(step, resamples - begin)
         drawn = rng.integers(0, num_users, size=(num, num_users))
         cells = drawn + np.arange(num)[:, None] * num_users
-        counts = np.bincount(cells.ravel(), minlength=num * num_users).reshape(num, num_users)
-        total = np.zeros(num)
+        users = np.bincount(cells.ravel(), minlength=num * num_users).reshape(num, num_users)
+        block = np.empty((num, num_units))
         for lo, hi in pairwise(bounds.tolist()):
-            size = int(sizes[lo])
-            share = 1.0 if micro else 1.0 / size
-            if size == 1 or not within:
-                total += counts[:, lo:hi] @ (own_sums[lo:hi] * share)
+            size = sizes[lo]
+            columns = slice(int(starts[lo]), int(starts[lo]) + size * (hi - lo))
+            if size == 1:
+                block[:, columns] = users[:, lo:hi]
                 continue
-            slots = np.repeat(np.arange(num * (hi - lo)), counts[:, lo:hi].ravel())
-            first = starts[lo] + slots % (hi - lo) * size
-            picks = rng.integers(0, size, size=(len(slots), size), dtype=np.int32) + first[:, None]
-            total += np.bincount(slots // (hi - lo), weights=flat[picks].sum(axis=1) * share, minlength=num)
-        means[begin : begin + num] = total / (counts @ sizes if micro else num_users)
-    return means
+            slots = np.repeat(np.arange(num * (hi - lo)), users[:, lo:hi].ravel())
+            picks = rng.integers(0, size, size=(len(slots), size), dtype=np.int32)
+            found = np.bincount((slots[:, None] * size + picks).ravel(), minlength=num * (hi - lo) * size)
+            block[:, columns] = found.reshape(num, -1)
+        yield block

@@ -51,6 +51,9 @@ class RankCorrelation:
         population: median tau in the population that the methods are taken to come from.
         population_low: lower end of its interval, which takes the methods for a sample; normal scores are assumed.
         population_high: its upper end.
+        ties_x: pairs of methods that tie in the measured scores of the first stage.
+        ties_y: in those of the second.
+        undefined_resamples: resamples of users in which tau was undefined; the naive interval is of the others.
         reason: why something is None; begins with 'not identified' where the corrected values are withheld.
     """
 
@@ -77,6 +80,9 @@ class RankCorrelation:
     population: float | None = None
     population_low: float | None = None
     population_high: float | None = None
+    ties_x: int = 0
+    ties_y: int = 0
+    undefined_resamples: int = 0
     reason: str | None = None
 
     @property
@@ -210,6 +216,9 @@ def rank_correlation(
         n_dropped_methods=found.n_dropped_methods,
         n_dropped_users=found.n_dropped_users,
         level=level,
+        ties_x=naive.ties_x,
+        ties_y=naive.ties_y,
+        undefined_resamples=naive.undefined_resamples,
     )
     if naive.tau is None:
         return replace(blank, reason=f"not identified: {naive.reason}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,18 +17,29 @@ from rewardgap.data.proof import OVERLAPS
 from rewardgap.metrics.catalog import METRICS
 from rewardgap.metrics.policy_accuracy import HEADLINE, VARIANT_NAMES
 from rewardgap.metrics.rm_accuracy import pair_accuracy, ties
-from rewardgap.metrics.win_rate import win_name, wins
 from rewardgap.policies.catalog import POLICIES
 from rewardgap.stats.bootstrap import clustered_mean
-from rewardgap.studies.compare import baseline_results, control_results, tau_results
+from rewardgap.studies.across import across_points
+from rewardgap.studies.compare import baseline_results, control_results
+from rewardgap.studies.comparisons import (
+    comparison_results,
+    heterogeneity_results,
+    regret_results,
+    support_results,
+)
+from rewardgap.studies.correlations import tau_results
+from rewardgap.studies.decomposition import decompose
 from rewardgap.studies.methods import config_of
+from rewardgap.studies.scores import Scores, is_baseline
 from rewardgap.studies.splitting import support_notes, support_size
+from rewardgap.studies.user_means import UserMeans
+from rewardgap.studies.win_rates import judge_notes, win_rows
 from rewardgap.studies.workbench import retriever_of, shown_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rewardgap.core.results import Stage
+    from rewardgap.core.results import Stage, TauResult
     from rewardgap.data.partition import Split
     from rewardgap.studies.cells import Cell
     from rewardgap.studies.deployments import Deployment
@@ -40,11 +52,12 @@ ALWAYS = ("empty_rate", "length_ratio")
 
 
 class Tables:
-    """Records of a finished study, read once."""
+    """Records of a finished point of a study, read once; `means` has those of users, as rows are estimated."""
 
     def __init__(self, finished: Finished) -> None:
         self.bench, self.plan = finished.bench, finished.plan
         self.study = finished.bench.study
+        self.means = UserMeans()
         self._records: dict[str, list[dict[str, Any]]] = {}
 
     def done(self, cell: Cell) -> bool:
@@ -77,6 +90,22 @@ class Tables:
         """Return how many pairs an adapt user reveals; where a named split fixes no number, the most of any."""
         return support_size(self.bench.split, self.study.split)
 
+    @property
+    def point(self) -> dict[str, Any]:
+        """Return the columns that name this point among those of a study."""
+        row = self.template("unseen", "behaviour", "")
+        return {name: getattr(row, name) for name in ("dataset", "pairing", "policy", "support_size", "seed")}
+
+    @cached_property
+    def scores(self) -> Scores:
+        """Return the scores of every query example as arrays."""
+        return Scores(self, lambda one: deployed(self.template("unseen", "behaviour", ""), self, one))
+
+    @cached_property
+    def taus(self) -> list[TauResult]:
+        """Return the rank correlations between stages."""
+        return tau_results(self)
+
     def template(self, users: Literal["seen", "unseen"], stage: Stage, metric: str) -> ResultRow:
         """Return a row with the columns that all rows of the study share."""
         return ResultRow(
@@ -99,6 +128,8 @@ class Tables:
         """Return a row with the estimate of its values; None is missing."""
         numbers = np.array([np.nan if value is None else value for value in values], dtype=float)
         found = clustered_mean(numbers, list(users), self.study.resamples, self.study.seed, micro=micro)
+        if not micro:
+            self.means.add(row, numbers, users)
         return replace(
             row,
             value=found.value,
@@ -110,14 +141,15 @@ class Tables:
         )
 
 
-def aggregate(finished: Finished, command: str) -> StudyResults:
-    """Add up a study.
+def aggregate(finished: Finished, command: str, tables: Tables | None = None) -> StudyResults:
+    """Add up one point of a study.
 
     Args:
-        finished: the study after its run.
+        finished: the point after its run.
         command: how to run it again, for the report.
+        tables: its records, if they were read before.
     """
-    tables = Tables(finished)
+    tables = tables or Tables(finished)
     rows: list[ResultRow] = []
     for spec, cell in finished.plan.rewards:
         if tables.done(cell):
@@ -133,11 +165,17 @@ def aggregate(finished: Finished, command: str) -> StudyResults:
     return StudyResults(
         name=bench.study.name,
         rows=rows,
-        taus=tau_results(tables),
+        taus=tables.taus,
+        comparisons=comparison_results(tables),
+        regrets=regret_results(tables),
+        heterogeneity=heterogeneity_results(tables),
+        support=support_results(tables),
+        crossovers=across_points([tables]).crossovers,
         controls=control_results(tables),
         baselines=baseline_results(tables),
+        decompositions=decompose(tables),
         samples=_samples(tables),
-        notes=_notes(tables),
+        notes=[*_notes(tables), *finished.notes],
         datasets=[_dataset(tables)],
         failures=finished.failures,
         command=command,
@@ -213,7 +251,7 @@ def _deployment_rows(tables: Tables, deployment: Deployment, cell: Cell) -> list
     if deployment.kind == "guided" and not searches:
         for name in ("guidance_ratio", "changed"):
             rows.append(tables.estimated(row("behaviour", name), [r[name] for r in records], users))
-    rows += _win_rows(tables, deployment, cell, row("win_rate", ""))
+    rows += win_rows(tables, deployment, cell, row("win_rate", ""))
     for name, column in (
         ("seconds_per_completion", "seconds"),
         ("tokens_per_completion", "network_tokens"),
@@ -234,39 +272,14 @@ def _deployment_rows(tables: Tables, deployment: Deployment, cell: Cell) -> list
         for name in ("demonstrations", "demonstrations_dropped"):
             rows.append(tables.estimated(row("cost", name), [float(record[name]) for record in records], users))
     seconds, tokens = sum(r["seconds"] for r in records), round(sum(r["network_tokens"] for r in records))
-    return [replace(entry, seconds=seconds, tokens=tokens) if entry.stage == "cost" else entry for entry in rows]
+    own = {"seconds": seconds, "tokens": tokens}
+    return [replace(entry, **own) if entry.stage == "cost" and entry.judge is None else entry for entry in rows]
 
 
 def not_scorable(tables: Tables, cell: Cell) -> str | None:
     """Return why a deployment has no policy accuracy, None where it has one."""
     reason = tables.bench.folder(cell).facts().get("facts", {}).get("not_scorable")
     return None if reason is None else str(reason)
-
-
-def _win_rows(tables: Tables, deployment: Deployment, cell: Cell, template: ResultRow) -> list[ResultRow]:
-    """Return win rates over zero-shot, one a judge; a guide that judges itself is named so."""
-    plain = [c for d, c, _ in tables.plan.written if is_baseline(d)]
-    if not plain or plain[0].id == cell.id:
-        return []
-    rows = []
-    for index, (spec, _) in enumerate(tables.plan.rewards):
-        own, base = tables.plan.judgements[cell.id, index], tables.plan.judgements[plain[0].id, index]
-        if not (tables.done(own) and tables.done(base)):
-            continue
-        against = {record["example_id"]: record["value"] for record in tables.records(base)}
-        records = tables.records(own)
-        a = np.array([np.nan if r["value"] is None else r["value"] for r in records])
-        b = np.array([np.nan if against[r["example_id"]] is None else against[r["example_id"]] for r in records])
-        guide = reward_name(deployment.reward_model) if deployment.reward_model else None
-        judge = reward_name(spec)
-        row = replace(template, metric=win_name(guide, judge), judge=judge)
-        rows.append(tables.estimated(row, wins(a, b).tolist(), [record["user_id"] for record in records]))
-    return rows
-
-
-def is_baseline(deployment: Deployment) -> bool:
-    """Say whether win rates are over this deployment."""
-    return deployment.kind == "policy" and POLICIES[deployment.name].baseline
 
 
 def deployed(row: ResultRow, tables: Tables, deployment: Deployment) -> ResultRow:
@@ -281,11 +294,6 @@ def deployed(row: ResultRow, tables: Tables, deployment: Deployment) -> ResultRo
     row = _named(row, tables, deployment.reward_model)
     decoder = deployment.decoder_name
     return replace(row, decoder=decoder, guidance_weight=deployment.guidance_weight, top_k=deployment.top_k)
-
-
-def reward_name(spec: RewardModelSpec) -> str:
-    """Return a reward model's name as guide or judge."""
-    return spec.name
 
 
 def _named(row: ResultRow, tables: Tables, spec: RewardModelSpec) -> ResultRow:
@@ -309,16 +317,11 @@ def _with_references(tables: Tables, cell: Cell) -> list[tuple[str, str | None]]
 
 def _samples(tables: Tables) -> list[Sample]:
     """Return query prompts with every deployment's completion: the users in turn, so that a short list has them all."""
-    from rewardgap.core.results import deployment_label
-
     pairs = tables.bench.study_pairs()
     written: dict[str, dict[str, str]] = {}
-    for deployment, cell, _ in tables.plan.written:
-        if not tables.done(cell):
-            continue
-        label = deployment_label(deployed(tables.template("unseen", "behaviour", ""), tables, deployment))
-        for record in tables.records(cell):
-            written.setdefault(record["example_id"], {})[label] = record["completion"]
+    for one in tables.scores.written:
+        for record in tables.records(one.cell):
+            written.setdefault(record["example_id"], {})[one.label] = record["completion"]
     from rewardgap.core.records import prompt_text
 
     longest = max(map(len, pairs.query.values()), default=0)
@@ -385,6 +388,7 @@ def _notes(tables: Tables) -> list[str]:
         )
     if not any(is_baseline(d) for d, _, _ in tables.plan.written):
         notes.append("No zero_shot deployment was run, so there is nothing that win rates could be over.")
+    notes += judge_notes(tables)
     supports = tables.bench.study_pairs().support.values()
     notes += support_notes(tables.study.split, tables.support_size, [len(rows) for rows in supports])
     reasons = {not_scorable(tables, cell) for _, cell, _ in tables.plan.written if tables.done(cell)} - {None}

@@ -19,17 +19,19 @@ def in_batches(
     items: Sequence[Any],
     work: Callable[[Sequence[Any]], list[dict[str, Any]]],
     facts: dict[str, Any] | None = None,
+    size: int | None = None,
 ) -> None:
     """Run a cell batch by batch; batches are cut by item index, so a resumed run rebuilds the same ones.
 
     A batch is kept as a whole once it is there: what ends the program costs the batch in flight and no other. Where
-    memory runs out, the batch and those after it are computed in smaller parts.
+    memory runs out, the batch and those after it are computed in smaller parts. A batch has `size` items, the study's
+    batch size unless given.
 
     Raises:
         OutOfMemoryError: if not even one row fits.
     """
     folder = bench.folder(cell)
-    size = width = bench.study.batch_size
+    size = width = size or bench.study.batch_size
     kept: dict[int, list[dict[str, Any]]] = {}
     left = folder.start()
     for record in left:

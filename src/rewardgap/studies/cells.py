@@ -1,21 +1,25 @@
 """Cells: units of work with an identity. A finished cell is never run again; a killed one resumes where it was.
 
 A cell's folder holds `cell.json` (what it is), while it runs `records.partial.jsonl` (fsynced lines, one batch a time),
-and at the end `records.parquet`, whatever files the cell adds, and `DONE`, which is written last.
+and at the end `records.parquet`, whatever files the cell adds, and `DONE`, which is written last and proves them: it
+holds the hash of the records and the SHA-256 of every other file.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from rewardgap.core.store import (
     append_lines,
     canonical_json,
     content_hash,
+    file_hash,
     read_json,
     read_lines,
     write_bytes,
@@ -24,16 +28,19 @@ from rewardgap.core.store import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
     from pathlib import Path
 
 VERSIONS = {
     "pairing": 2,
     "data_check": 2,
     "reward_model": 2,
+    "prefixes": 1,
     "deployment": 4,
     "behaviour": 2,
     "judgement": 2,
+    "judge": 1,
+    "verdict": 1,
     "shuffled": 2,
     "synthetic_text": 2,
     "synthetic_swap": 1,
@@ -41,6 +48,11 @@ VERSIONS = {
     "tuning_value": 1,
 }
 """Kind of cell to version of its code, a part of the cell's identity; raise it when code changes a cell's numbers."""
+
+
+RECORDS, PARTIAL, ERROR = "records.parquet", "records.partial.jsonl", "error.txt"
+_PROVEN: dict[Path, int] = {}
+"""DONE -> its time, of every cell whose files this process has compared with it."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,7 @@ class Cell:
     title: str
     needs: tuple[Cell, ...] = field(default=(), repr=False)
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Return the hash of everything the cell depends on."""
         return content_hash([VERSIONS[self.kind], self.kind, self.key, [cell.id for cell in self.needs]])
@@ -74,35 +86,90 @@ class CellFolder:
 
     @property
     def done(self) -> bool:
-        """Return whether the cell is finished: DONE and the records are there."""
-        marker = self.path / "DONE"
-        return marker.exists() and (self.path / "records.parquet").exists()
+        """Return whether the cell is finished: DONE is there, and every file is as it says."""
+        return self.marker.exists() and self.damage() is None
+
+    @property
+    def marker(self) -> Path:
+        """Return the file that is written last."""
+        return self.path / "DONE"
+
+    def damage(self) -> str | None:
+        """Return what is wrong with a finished cell; None where nothing is, or where it is not finished.
+
+        Files are read once a process; after that only that the records and the same DONE are there.
+        """
+        try:
+            written = self.marker.stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
+        if not (self.path / RECORDS).exists():
+            return f"{RECORDS} is missing"
+        if _PROVEN.get(self.marker) != written:
+            found = self._compared()
+            if found is not None:
+                return found
+            _PROVEN[self.marker] = written
+        return None
+
+    def _compared(self) -> str | None:
+        text = self.marker.read_text(encoding="utf-8", errors="replace").strip()
+        if re.fullmatch(r"[0-9a-f]{16}", text):
+            # DONE of earlier versions proves no bytes; that the records can be read is all there is to see.
+            try:
+                self.records()
+            except Exception:  # a damaged file raises anything that Arrow has
+                return f"{RECORDS} cannot be read"
+            return None
+        try:
+            files = dict(json.loads(text)["files"])
+        except (ValueError, TypeError, KeyError):
+            return "DONE cannot be read"
+        for name, digest in files.items():
+            path = self.path / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if file_hash(path) != digest:
+                return f"{name} is not what was written"
+        return None
 
     def start(self) -> list[dict[str, Any]]:
         """Describe the cell on disk and return the records that an earlier run left."""
         write_json(self.path / "cell.json", {"id": self.cell.id, "kind": self.cell.kind, "key": self.cell.key})
-        return read_lines(self.path / "records.partial.jsonl")
+        return read_lines(self.path / PARTIAL)
 
     def append(self, records: Iterable[dict[str, Any]]) -> None:
         """Keep a batch of records for good."""
-        append_lines(self.path / "records.partial.jsonl", records)
+        append_lines(self.path / PARTIAL, records)
 
     def rewrite(self, records: Sequence[dict[str, Any]]) -> None:
         """Replace the partial records."""
-        write_text(self.path / "records.partial.jsonl", "".join(canonical_json(record) + "\n" for record in records))
+        write_text(self.path / PARTIAL, "".join(canonical_json(record) + "\n" for record in records))
 
-    def finish(self, extra: dict[str, Any] | None = None) -> None:
-        """Turn the partial records into `records.parquet` and mark the cell as done."""
-        records = read_lines(self.path / "records.partial.jsonl")
-        write_bytes(self.path / "records.parquet", to_parquet(records))
+    def finish(self, extra: dict[str, Any] | None = None, scratch: Collection[str] = ()) -> None:
+        """Turn the partial records into `records.parquet` and mark the cell as done.
+
+        Args:
+            extra: what `facts` is to return beside what the cell is.
+            scratch: files of the cell that are of no use once it is done; they are removed.
+        """
+        records = read_lines(self.path / PARTIAL)
+        write_bytes(self.path / RECORDS, to_parquet(records))
         facts = {"id": self.cell.id, "kind": self.cell.kind, "key": self.cell.key, **(extra or {})}
         write_json(self.path / "cell.json", facts)
-        write_text(self.path / "DONE", content_hash(records) + "\n")
-        (self.path / "records.partial.jsonl").unlink(missing_ok=True)
+        passing = {self.marker.name, PARTIAL, ERROR, *scratch}
+        found = (path for path in self.path.rglob("*") if path.is_file())
+        names = sorted(path.relative_to(self.path).as_posix() for path in found)
+        # A name that begins with a dot is what a killed write left.
+        files = {n: file_hash(self.path / n) for n in names if n not in passing and "/." not in f"/{n}"}
+        write_json(self.marker, {"records": content_hash(records), "files": files})
+        _PROVEN[self.marker] = self.marker.stat().st_mtime_ns
+        for name in passing - {self.marker.name}:
+            (self.path / name).unlink(missing_ok=True)
 
     def records(self) -> list[dict[str, Any]]:
         """Return the records of a finished cell."""
-        return from_parquet((self.path / "records.parquet").read_bytes())
+        return from_parquet((self.path / RECORDS).read_bytes())
 
     def facts(self) -> dict[str, Any]:
         """Return what `finish` noted."""

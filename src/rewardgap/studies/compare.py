@@ -1,18 +1,15 @@
-"""What a study's numbers say about each other: tau between stages, controls, and what needs no model at all."""
+"""What a study's numbers are held against: controls with a known answer, and what needs no model at all."""
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rewardgap.core.results import BaselineResult, ControlResult, TauResult
+from rewardgap.core.results import BaselineResult, ControlResult
 from rewardgap.data.baselines import RANKERS, human_or_machine
-from rewardgap.metrics.policy_accuracy import HEADLINE
 from rewardgap.metrics.rm_accuracy import pair_accuracy
 from rewardgap.stats.bootstrap import clustered_mean, paired_difference
-from rewardgap.stats.kendall import tau_bootstrap
 from rewardgap.studies.methods import METHODS
 
 if TYPE_CHECKING:
@@ -21,109 +18,7 @@ if TYPE_CHECKING:
     from rewardgap.stats.bootstrap import Estimate
     from rewardgap.studies.aggregate import Tables
     from rewardgap.studies.cells import Cell
-    from rewardgap.studies.deployments import Deployment
     from rewardgap.studies.spec import RewardModelSpec
-
-FEWEST_MODELS = 6
-STAGE_PAIRS = (
-    ("rm_accuracy", "policy_accuracy"),
-    ("rm_accuracy", "rouge1"),
-    ("policy_accuracy", "rouge1"),
-)
-
-
-def tau_results(tables: Tables) -> list[TauResult]:
-    """Return Kendall's tau-b between stages, over reward models under one decoder, one k and one guidance weight.
-
-    Values of the guidance weight are not points: each is a family of its own. Fewer than six reward models give no tau.
-    """
-    families: dict[str, list[tuple[Deployment, Cell, Cell]]] = {}
-    for deployment, cell, reward in tables.plan.written:
-        if deployment.reward_model is None or reward is None or not (tables.done(cell) and tables.done(reward)):
-            continue
-        label = deployment.decoder_title
-        families.setdefault(label, []).append((deployment, cell, reward))
-    out: list[TauResult] = []
-    for label, members in families.items():
-        if len(members) < FEWEST_MODELS and out:
-            # One line says that there are too few; the same for each family would say no more.
-            continue
-        stages = {
-            "rm_accuracy": [_rm_values(tables, reward) for _, _, reward in members],
-            "policy_accuracy": [_policy_values(tables, cell) for _, cell, _ in members],
-            "rouge1": [_behaviour_values(tables, cell, "rouge1") for _, cell, _ in members],
-        }
-        for x, y in STAGE_PAIRS:
-            if all(stages[x]) and all(stages[y]):
-                out.append(_tau(tables, f"{x} · {label}", f"{y} · {label}", stages[x], stages[y]))
-    return out
-
-
-def _tau(
-    tables: Tables, x: str, y: str, left: list[dict[str, list[float]]], right: list[dict[str, list[float]]]
-) -> TauResult:
-    count = len(left)
-    if count < FEWEST_MODELS:
-        reason = f"tau needs at least {FEWEST_MODELS} reward models"
-        return TauResult(dataset=tables.dataset, x=x, y=y, n_models=count, reason=reason)
-    users = sorted(set.union(*(set(values) for values in left + right)))
-    found = tau_bootstrap(_matrix(left, users), _matrix(right, users), tables.study.resamples, tables.study.seed)
-    tau = _number(found.tau)
-    return TauResult(
-        dataset=tables.dataset,
-        x=x,
-        y=y,
-        n_models=count,
-        n_ties_x=found.ties_x,
-        n_ties_y=found.ties_y,
-        tau=tau,
-        ci_low=None if tau is None else _number(found.low),
-        ci_high=None if tau is None else _number(found.high),
-        p_value=None if tau is None else _number(found.p_value),
-        undefined_resamples=found.undefined_resamples,
-        reason=found.reason,
-    )
-
-
-def _matrix(rows: list[dict[str, list[float]]], users: Sequence[str]) -> Any:
-    return np.array([[float(np.mean(row[user])) if row.get(user) else np.nan for user in users] for row in rows])
-
-
-def _number(value: float | None) -> float | None:
-    return None if value is None or np.isnan(value) else float(value)
-
-
-def _grouped(users: Sequence[str], values: Sequence[float | None]) -> dict[str, list[float]]:
-    out: dict[str, list[float]] = {}
-    for user, value in zip(users, values, strict=True):
-        if value is not None and not math.isnan(value):
-            out.setdefault(user, []).append(float(value))
-    return out
-
-
-def _rm_values(tables: Tables, cell: Cell) -> dict[str, list[float]]:
-    records = tables.part(cell, "unseen")
-    hits = pair_accuracy([np.nan if r["margin"] is None else r["margin"] for r in records])
-    return _grouped([r["user_id"] for r in records], hits.tolist())
-
-
-def _policy_values(tables: Tables, cell: Cell) -> dict[str, list[float]]:
-    records = tables.records(cell)
-    hits = pair_accuracy([_headline_margin(record) for record in records])
-    return _grouped([r["user_id"] for r in records], hits.tolist())
-
-
-def _headline_margin(record: dict[str, Any]) -> float:
-    chosen, rejected = record.get(f"chosen_{HEADLINE}"), record.get(f"rejected_{HEADLINE}")
-    return math.nan if chosen is None or rejected is None else chosen - rejected
-
-
-def _behaviour_values(tables: Tables, cell: Cell, metric: str) -> dict[str, list[float]]:
-    scored = tables.plan.behaviour.get((cell.id, metric))
-    if scored is None or not tables.done(scored):
-        return {}
-    records = tables.records(scored)
-    return _grouped([r["user_id"] for r in records], [r["value"] for r in records])
 
 
 def baseline_results(tables: Tables) -> list[BaselineResult]:

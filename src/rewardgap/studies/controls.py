@@ -131,7 +131,12 @@ def run_synthetic_swap(bench: Workbench, cell: Cell, spec: RewardModelSpec) -> N
     folder.start()
     split, queries = planted(bench.study.seed)
     policy = load_backbone(SYNTHETIC_WORDS)
-    model = reward_model(spec.method, policy, fit_mode=spec.fit_mode, features=bench.features, **spec.options)
+    features = bench.shelf.control_features
+    model = reward_model(spec.method, policy, fit_mode=spec.fit_mode, features=features, **spec.options)
+    users = sorted(split.adapt_users)
+    supports = [split.support(user) for user in users]
+    # All in one go: the same batches whichever method comes first.
+    model.warm([*split.train, *(pair for rows in supports for pair in rows), *queries])
     with bench.progress.task(cell.title, 1) as task:
         model.fit(
             split.train,
@@ -141,8 +146,7 @@ def run_synthetic_swap(bench: Workbench, cell: Cell, spec: RewardModelSpec) -> N
             learning_rate=spec.learning_rate,
             progress=task,
         )
-    users = sorted(split.adapt_users)
-    states = dict(zip(users, model.adapt_all([split.support(user) for user in users]), strict=True))
+    states = dict(zip(users, model.adapt_all(supports), strict=True))
     follower = dict(zip(users, users[1:] + users[:1], strict=True))
     rows: list[dict[str, Any]] = []
     for part, owner in (("own_state", {user: user for user in users}), ("other_state", follower)):

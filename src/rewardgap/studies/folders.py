@@ -29,7 +29,11 @@ def refuse_strangers(root: Path) -> None:
 
 
 def claim(study: StudySpec, root: Path) -> None:
-    """Write the resolved study, unless the folder holds another one: another name, other data or another policy."""
+    """Write the resolved study, unless the folder holds another one: another name, other data or another policy.
+
+    Raises:
+        ConfigError: if it does.
+    """
     path = root / "study.yaml"
     text = study_yaml(study)
     if path.exists():
@@ -74,15 +78,37 @@ def study_yaml(study: StudySpec) -> str:
 
 
 @contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """Keep a run's folder for this process.
+def locked(root: Path, *, shared: bool = False) -> Iterator[None]:
+    """Keep a run's folder for this process, or for all those that share it.
 
     Raises:
         ConfigError: if another process has it.
     """
     with (root / ".lock").open("w") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(f"another run is at work in '{root}'. Wait for it, or choose another --output.") from None
         yield
+
+
+@contextmanager
+def held(root: Path, name: str, *, wait: bool = True) -> Iterator[bool]:
+    """Hold a named thing of a results folder, a cell or a job, against every other process; yield whether it is held.
+
+    The lock goes with the process, however that ends.
+
+    Args:
+        root: the results folder.
+        name: what is held.
+        wait: for the one who has it.
+    """
+    path = root / ".locks" / name
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True

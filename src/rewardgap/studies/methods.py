@@ -13,6 +13,7 @@ from rewardgap.policies.judge_states import load_judge_states, save_judge_states
 from rewardgap.policies.judges import Judge
 from rewardgap.rewards.catalog import REWARD_MODELS, fit_mode_of
 from rewardgap.rewards.model import RewardModel
+from rewardgap.rewards.oracles import ORACLES, Oracle
 from rewardgap.rewards.state_files import load_states, save_states
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rewardgap.core.records import PreferencePair, Prompt
     from rewardgap.policies.cards import JudgeCard, PolicyCard
     from rewardgap.rewards.base import MethodCard
+    from rewardgap.rewards.oracles import OracleCard
 
 
 class Ranker(Protocol):
@@ -80,17 +82,17 @@ class Ranker(Protocol):
         ...
 
 
-METHODS: Catalog[MethodCard | JudgeCard] = Catalog("reward model", (*REWARD_MODELS, *JUDGES))
+METHODS: Catalog[MethodCard | JudgeCard | OracleCard] = Catalog("reward model", (*REWARD_MODELS, *JUDGES, *ORACLES))
 
 
 def mode_of(method: str, asked: Literal["frozen", "lora"] | None = None) -> Literal["frozen", "lora"] | None:
-    """Return how a method is fitted: as asked, else in its own way; None for judges, which are not.
+    """Return how a method is fitted: as asked, else in its own way; None for judges and oracles, which are not.
 
     Raises:
         UnknownNameError: if there is no such method.
         ConfigError: if it cannot be fitted as asked.
     """
-    return None if METHODS[method].family == "judge" else fit_mode_of(method, asked)
+    return None if METHODS[method].family in ("judge", "oracle") else fit_mode_of(method, asked)
 
 
 def steers(method: str) -> bool:
@@ -98,7 +100,7 @@ def steers(method: str) -> bool:
     return METHODS[method].family != "judge"
 
 
-def config_of(card: MethodCard | JudgeCard | PolicyCard, options: Mapping[str, Any]) -> dict[str, Any]:
+def config_of(card: MethodCard | JudgeCard | OracleCard | PolicyCard, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return a card's settings with every default written out.
 
     Raises:
@@ -119,6 +121,8 @@ def save_ranker_states(path: Path, model: Ranker, states: Mapping[str, Any]) -> 
     """Write the states of users, in the form of the method's family."""
     if isinstance(model, Judge):
         save_judge_states(path, model, states)
+    elif isinstance(model, Oracle):
+        model.save_states(path, states)
     else:
         assert isinstance(model, RewardModel)
         save_states(path, model, states)
@@ -128,5 +132,7 @@ def load_ranker_states(path: Path, model: Ranker) -> Mapping[str, Any]:
     """Read what `save_ranker_states` wrote."""
     if isinstance(model, Judge):
         return load_judge_states(path, model)
+    if isinstance(model, Oracle):
+        return model.load_states(path)
     assert isinstance(model, RewardModel)
     return load_states(path, model)

@@ -18,13 +18,15 @@ from rewardgap.rewards.model import check_fit_settings
 from rewardgap.studies import controls
 from rewardgap.studies.cells import Cell
 from rewardgap.studies.deployments import expand
+from rewardgap.studies.judging import check_judges, plan_judges
 from rewardgap.studies.methods import METHODS, config_of, steers
+from rewardgap.studies.oracles import check_oracles
 from rewardgap.studies.served import check_served
-from rewardgap.studies.workbench import retriever_of, split_hash
+from rewardgap.studies.workbench import retriever_of
 
 if TYPE_CHECKING:
     from rewardgap.studies.deployments import Deployment
-    from rewardgap.studies.spec import RewardModelSpec, StudySpec
+    from rewardgap.studies.spec import JudgeSpec, RewardModelSpec, StudySpec
     from rewardgap.studies.workbench import Workbench
 
 
@@ -36,9 +38,12 @@ class Plan:
         pairing: makes the pairs; None where the data are pairs already.
         check: what the pairs can show, found without a language model.
         rewards: (settings, cell) of each reward model.
+        prefixes: (cell of the reward model, cell) of each reward model that rewards prefixes.
         written: (deployment, cell, cell of its reward model) of each deployment.
         behaviour: (written cell, metric) -> cell.
         judgements: (written cell, index of the judge in `rewards`) -> cell.
+        judges: (settings, cell) of each judge that only judges.
+        verdicts: (written cell, index of the judge in `judges`, opponent) -> cell.
         shuffled: (settings, cell) of each shuffled-label control.
         synthetic: the control on synthetic text: oracle guidance.
         planted: (settings, cell) of each swap test on synthetic text.
@@ -47,9 +52,12 @@ class Plan:
     pairing: Cell | None = None
     check: Cell | None = None
     rewards: list[tuple[RewardModelSpec, Cell]] = field(default_factory=list)
+    prefixes: list[tuple[Cell, Cell]] = field(default_factory=list)
     written: list[tuple[Deployment, Cell, Cell | None]] = field(default_factory=list)
     behaviour: dict[tuple[str, str], Cell] = field(default_factory=dict)
     judgements: dict[tuple[str, int], Cell] = field(default_factory=dict)
+    judges: list[tuple[JudgeSpec, Cell]] = field(default_factory=list)
+    verdicts: dict[tuple[str, int, str], Cell] = field(default_factory=dict)
     shuffled: list[tuple[RewardModelSpec, Cell]] = field(default_factory=list)
     synthetic: Cell | None = None
     planted: list[tuple[RewardModelSpec, Cell]] = field(default_factory=list)
@@ -60,10 +68,13 @@ class Plan:
         lasts = [self.synthetic] if self.synthetic else []
         return [
             *firsts,
+            *(cell for _, cell in self.judges),
             *(cell for _, cell in self.rewards),
+            *(cell for _, cell in self.prefixes),
             *(cell for _, cell, _ in self.written),
             *self.behaviour.values(),
             *self.judgements.values(),
+            *self.verdicts.values(),
             *(cell for _, cell in self.shuffled),
             *lasts,
             *(cell for _, cell in self.planted),
@@ -78,16 +89,18 @@ def check_names(study: StudySpec) -> None:
         ConfigError: for options that a method does not have.
     """
     DATASETS[study.data.name]
+    check_judges(study)
     check_served(study)
     for spec in study.reward_models:
         config_of(METHODS[spec.method], spec.options)
-        if steers(spec.method):
+        if spec.mode is not None:
             build_head(spec.method, **spec.options)
-            check_fit_settings(spec.method, spec.mode or "frozen", spec.epochs, spec.batch_size, spec.learning_rate)
+            check_fit_settings(spec.method, spec.mode, spec.epochs, spec.batch_size, spec.learning_rate)
         elif spec.fit_mode or spec.epochs or spec.batch_size or spec.learning_rate:
             raise ConfigError(
                 f"{spec.method} is not fitted; it takes no fit_mode, epochs, batch_size or learning_rate."
             )
+    check_oracles(study)
     for deployment in expand(study):
         if deployment.kind == "policy":
             if POLICIES[deployment.name].retriever is None and (deployment.shots is not None or deployment.retriever):
@@ -114,7 +127,8 @@ def check_names(study: StudySpec) -> None:
 def make_plan(bench: Workbench) -> Plan:
     """Lay out every cell of a study."""
     study, plan = bench.study, Plan()
-    common = {"seed": study.seed, "split": split_hash(bench.split), "data": bench.dataset.fingerprint()}
+    hashes = {"split": bench.shelf.hash_of(bench.split), "data": bench.shelf.hash_of(bench.dataset)}
+    common = {"seed": study.seed, **hashes}
     lengths = study.generation.model_dump() | {"first_line": bench.dataset.first_line}
     needs: tuple[Cell, ...] = ()
     if isinstance(bench.dataset, AuthoredDataset):
@@ -123,16 +137,18 @@ def make_plan(bench: Workbench) -> Plan:
             **study.pairing.model_dump(),
             "lengths": lengths,
             "template": bench.dataset.prompt_template,
-            "policy": bench.policy.fingerprint,
+            "policy": bench.fingerprint(),
         }
         plan.pairing = Cell("pairing", key, f"pair the texts ({study.pairing.rule})")
         needs = (plan.pairing,)
     plan.check = Cell("data_check", common, "check the data", needs)
     for spec in study.reward_models:
-        backbone = bench.reward_backbone(spec)
         limit = [bench.limit.max_tokens, bench.limit.on_long]
-        key = {**common, **reward_key(spec), "backbone": backbone.fingerprint, "limit": limit}
+        key = {**common, **reward_key(spec), "backbone": bench.fingerprint(spec.backbone), "limit": limit}
         plan.rewards.append((spec, Cell("reward_model", key, f"fit {_title(spec)}", needs)))
+    for spec, cell in plan.rewards:
+        if steers(spec.method):
+            plan.prefixes.append((cell, Cell("prefixes", {}, f"prefixes under {_title(spec)}", (cell,))))
     fitted = {spec.model_dump_json(): cell for spec, cell in plan.rewards}
     for deployment in expand(study):
         model = deployment.reward_model
@@ -144,7 +160,7 @@ def make_plan(bench: Workbench) -> Plan:
             **deployment.model_dump(exclude={"reward_model"}),
             "retriever": retriever,
             "options": options,
-            "policy": bench.policy.fingerprint,
+            "policy": bench.fingerprint(),
             "lengths": lengths,
             "score_top_k": bench.settings.score_top_k,
         }
@@ -162,6 +178,7 @@ def make_plan(bench: Workbench) -> Plan:
             plan.judgements[cell.id, index] = Cell(
                 "judgement", {"judge": spec.method}, f"{_title(spec)} judges {cell.title}", (cell, judge)
             )
+    plan_judges(bench, plan, common, needs, has_references)
     draws = study.controls.shuffled_labels
     for spec, cell in plan.rewards:
         if draws and spec.mode == "frozen":
@@ -171,7 +188,7 @@ def make_plan(bench: Workbench) -> Plan:
         key = {"seed": study.seed, "users": controls.USERS, "rows": controls.ROWS, "split": controls.SPLIT}
         plan.synthetic = Cell("synthetic_text", key, "control: oracle guidance on synthetic_text")
         for spec in study.reward_models:
-            if METHODS[spec.method].personal and steers(spec.method):
+            if METHODS[spec.method].personal and spec.mode is not None:
                 title = f"control: swapped states on synthetic_text, {_title(spec)}"
                 planted = controls.swap_spec(spec)
                 plan.planted.append((spec, Cell("synthetic_swap", {**key, **reward_key(planted)}, title)))

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 class Task(Protocol):
@@ -43,6 +43,34 @@ class Silent:
         """Ignore a line."""
 
 
+class Lines:
+    """A line when a task ends, and one every half minute while it runs.
+
+    Args:
+        say: takes the lines.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+
+    @contextmanager
+    def task(self, title: str, total: int) -> Iterator[Task]:
+        """Show one task."""
+        begin = last = time.monotonic()
+
+        def tell(done: int, total: int) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last > 30 and done:
+                last = now
+                rate = done / (now - begin)
+                left = (total - done) / rate
+                self.say(f"  {title}: {done}/{total}, {rate:.2f}/s, {_clock(left)} left")
+
+        yield tell
+        self.say(f"  {title}: {_clock(time.monotonic() - begin)}")
+
+
 class Terminal:
     """Bars on a terminal; on anything else a line when a task ends, and one every half minute while it runs."""
 
@@ -58,19 +86,8 @@ class Terminal:
             with self._bar(title, total) as task:
                 yield task
             return
-        begin = last = time.monotonic()
-
-        def tell(done: int, total: int) -> None:
-            nonlocal last
-            now = time.monotonic()
-            if now - last > 30 and done:
-                last = now
-                rate = done / (now - begin)
-                left = (total - done) / rate
-                self.say(f"  {title}: {done}/{total}, {rate:.2f}/s, {_clock(left)} left")
-
-        yield tell
-        self.say(f"  {title}: {_clock(time.monotonic() - begin)}")
+        with Lines(self.say).task(title, total) as task:
+            yield task
 
     def say(self, text: str) -> None:
         """Print a line."""

@@ -213,6 +213,28 @@ def decoder_defaults(name: str) -> dict[str, Any]:
     return {option: entry.default for option, entry in entries if option in card.options}
 
 
+class JudgeSpec(Part):
+    """One judge that only judges: it neither steers nor picks, and stands in no correlation of methods."""
+
+    method: str = Field(description="name in the catalogue of methods: llm_judge, icl_judge, persona_judge")
+    backbone: str | None = Field(
+        None, description="who is asked: a local model, or served:URL#model=NAME; the policy unless given"
+    )
+    label: str | None = Field(None, min_length=1, description="name in results, where a method stands more than once")
+    against: list[Literal["zero_shot", "reference"]] = Field(
+        default=["zero_shot"], min_length=1, description="whose texts deployments are compared with"
+    )
+    key_variable: str = Field(
+        "OPENAI_API_KEY", pattern=r"^[A-Z_][A-Z0-9_]*$", description="environment variable that holds the server's key"
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="the judge's own settings")
+
+    @property
+    def name(self) -> str:
+        """Return the name in results."""
+        return self.label or self.method
+
+
 class ControlSpec(Part):
     """Checks with a known answer."""
 
@@ -236,9 +258,13 @@ class StudySpec(Part):
     batch_size: int = Field(8, ge=1, description="prompts at a time")
     reward_models: list[RewardModelSpec] = Field(default_factory=list)
     deployments: list[DeploymentSpec] = Field(min_length=1)
+    judges: list[JudgeSpec] = Field(default_factory=list)
     metrics: list[str] = Field(default_factory=lambda: ["rouge1", "rougeL", "bertscore_f1"])
     controls: ControlSpec = Field(default_factory=ControlSpec)
     resamples: int = Field(2000, ge=1, description="bootstrap resamples")
+    equivalence_margin: float = Field(
+        0.01, gt=0, description="largest difference in behaviour that does not matter; 0.01 is a point of ROUGE"
+    )
     samples: int = Field(24, ge=0, description="query prompts shown in the report")
     vary: list[dict[str, list[Any]] | list[dict[str, Any]]] = Field(
         default_factory=list, description="axes: the study is run at every combination of their values"
@@ -364,7 +390,8 @@ def _problem(error: Any) -> str:
         return f"unknown key '{place}'.{hint}"
     if error["type"] == "missing":
         return f"'{place}' is missing."
-    shown = repr(error.get("input"))
+    # Who writes a key where its variable's name belongs does not want to see it in a log.
+    shown = "no such name" if error["loc"][-1:] == ("key_variable",) else repr(error.get("input"))
     message = error["msg"].removeprefix("Value error, ")
     return f"'{place}' is {shown if len(shown) < 60 else shown[:57] + '...'}: {message}."
 

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rewardgap.backbones.features import Item
-from rewardgap.core.errors import DataError, RewardGapError
+from rewardgap.core.errors import DataError
 from rewardgap.core.seeds import child_seed
 from rewardgap.data.base import AuthoredDataset, PreferenceDataset
 from rewardgap.diagnostics.check import check_dataset
 from rewardgap.metrics.catalog import METRICS
 from rewardgap.policies.zero_shot import zero_shot
 from rewardgap.studies.batches import in_batches
-from rewardgap.studies.methods import save_ranker_states, steers
+from rewardgap.studies.methods import save_ranker_states
 from rewardgap.studies.pairing import Pairer
 from rewardgap.studies.workbench import split_ids
 
@@ -100,7 +99,7 @@ def run_reward_model(bench: Workbench, cell: Cell, spec: RewardModelSpec) -> Non
     begin = time.perf_counter()
     with bench.progress.task(cell.title, 1) as task:
         settings: dict[str, Any] = {}
-        if steers(spec.method):
+        if spec.mode is not None:
             settings = spec.model_dump(include={"epochs", "batch_size", "learning_rate"}) | {"checkpoint": checkpoint}
         model.fit(pairs.train, seed=bench.fit_seed, progress=task, **settings)
     fitted = time.perf_counter()
@@ -126,8 +125,7 @@ def run_reward_model(bench: Workbench, cell: Cell, spec: RewardModelSpec) -> Non
         "seconds_adapt_per_user": (adapted - fitted) / max(1, len(users)),
         "missing_seen": len(pairs.valid) - len(valid),
     }
-    folder.finish({"facts": facts})
-    checkpoint.unlink(missing_ok=True)
+    folder.finish({"facts": facts}, scratch=[checkpoint.name])
 
 
 def run_deployment(bench: Workbench, cell: Cell, deployment: Deployment, reward_cell: Cell | None) -> None:
@@ -216,24 +214,6 @@ def run_judgement(bench: Workbench, cell: Cell, written: Cell, judge: Cell, spec
         for r, value in zip(records, values, strict=True)
     )
     folder.finish()
-
-
-def encode_written(bench: Workbench, written: Sequence[Cell], specs: Sequence[RewardModelSpec]) -> None:
-    """Encode what all deployments wrote in one go, each prompt once, for judges on a frozen backbone."""
-    prompts = {item.example_id: item.prompt for items in bench.study_pairs().query.values() for item in items}
-    items = [
-        Item(prompts[record["example_id"]], record["completion"])
-        for cell in written
-        for record in bench.folder(cell).records()
-    ]
-    frozen = {spec.backbone or bench.study.policy: spec for spec in specs if spec.mode == "frozen"}
-    for spec in frozen.values():
-        with bench.progress.task("encode completions for the judges", len(items)) as task:
-            try:
-                bench.features.encode(bench.reward_backbone(spec), items, bench.limit, task)
-            except RewardGapError as error:
-                # The judgement that needs the text fails by itself, with its own note; the others go on.
-                bench.progress.say(f"  completions for {spec.name}: {error}")
 
 
 def _margins(part: str, pairs: Sequence[Any], margins: Any) -> list[dict[str, Any]]:

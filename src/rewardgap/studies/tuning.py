@@ -21,7 +21,8 @@ from rewardgap.studies import stages, tuning_cells
 from rewardgap.studies.cells import Cell
 from rewardgap.studies.methods import steers
 from rewardgap.studies.plan import make_plan
-from rewardgap.studies.run import dealt, opened
+from rewardgap.studies.run import opened
+from rewardgap.studies.running import dealt
 from rewardgap.studies.tuning_choice import Candidate, choose
 from rewardgap.studies.workbench import split_hash
 

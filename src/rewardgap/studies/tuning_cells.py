@@ -13,6 +13,7 @@ from rewardgap.metrics.catalog import METRICS
 from rewardgap.policies.guided import Guided
 from rewardgap.policies.zero_shot import zero_shot
 from rewardgap.rewards.model import RewardModel
+from rewardgap.rewards.oracles import Oracle
 from rewardgap.studies.batches import in_batches
 from rewardgap.studies.stages import number
 
@@ -41,7 +42,7 @@ def run_tuning(
 ) -> None:
     """Write a completion for each row's prompt, steered for its training user."""
     model = bench.fitted(reward_cell, spec)
-    assert isinstance(model, RewardModel)
+    assert isinstance(model, (RewardModel, Oracle))
     policy = Guided(bench.policy, decoder, bench.settings, reward=model)
 
     def work(batch: Sequence[PreferencePair]) -> list[dict[str, Any]]:

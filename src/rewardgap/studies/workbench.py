@@ -7,16 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rewardgap.backbones.features import FeatureCache, PromptLimit
-from rewardgap.backbones.load import load_backbone
+from rewardgap.backbones.features import PromptLimit
 from rewardgap.backbones.serving import is_served, parse_served
-from rewardgap.backbones.traces import TraceCache
-from rewardgap.core.errors import DataError
 from rewardgap.core.records import PreferencePair, Prompt
 from rewardgap.core.seeds import child_seed
 from rewardgap.core.store import content_hash, write_bytes
-from rewardgap.data.base import AuthoredDataset, PreferenceDataset
-from rewardgap.data.catalog import load_dataset
 from rewardgap.policies.base import GenerationSettings
 from rewardgap.policies.catalog import POLICIES, build_judge
 from rewardgap.policies.chat_models import LocalChat
@@ -26,16 +21,18 @@ from rewardgap.policies.judges import Judge
 from rewardgap.policies.zero_shot import zero_shot
 from rewardgap.rewards.build import load_reward_model, reward_model
 from rewardgap.rewards.model import RewardModel
+from rewardgap.rewards.oracles import ORACLES, Oracle, build_oracle
 from rewardgap.studies.cells import Cell, CellFolder
 from rewardgap.studies.deployments import expand
 from rewardgap.studies.methods import load_ranker_states, steers
-from rewardgap.studies.spec import filled
-from rewardgap.studies.splitting import draw_split
+from rewardgap.studies.oracles import truth_of
+from rewardgap.studies.shelf import Shelf
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rewardgap.backbones.hf import Backbone
+    from rewardgap.data.base import AuthoredDataset, PreferenceDataset
     from rewardgap.data.partition import Split
     from rewardgap.policies.base import AdaptedPolicy
     from rewardgap.policies.cards import PolicyCard
@@ -97,13 +94,13 @@ class Workbench:
         study: what to run.
         root: the results folder.
         progress: where progress goes.
+        shelf: what it shares with other points of the process; its own unless given.
     """
 
-    def __init__(self, study: StudySpec, root: Path, progress: Progress) -> None:
+    def __init__(self, study: StudySpec, root: Path, progress: Progress, shelf: Shelf | None = None) -> None:
         self.study, self.root, self.progress = study, root, progress
-        self.features = FeatureCache()
-        self.traces = TraceCache()
-        self._backbones: dict[str, Backbone] = {}
+        self.shelf = shelf if shelf is not None else Shelf()
+        self.features, self.traces = self.shelf.features, self.shelf.traces
         self._fitted: dict[str, Ranker] = {}
         self._states: dict[str, Mapping[str, UserState]] = {}
         self.pairs: StudyPairs | None = None
@@ -111,15 +108,12 @@ class Workbench:
     @cached_property
     def dataset(self) -> PreferenceDataset | AuthoredDataset:
         """Return the study's dataset."""
-        data = load_dataset(self.study.data.name, **filled(self.study.data.options))
-        if not isinstance(data, (PreferenceDataset, AuthoredDataset)):
-            raise DataError(f"dataset '{self.study.data.name}' holds features, not texts; a study needs texts.")
-        return data
+        return self.shelf.dataset(self.study)
 
     @cached_property
     def split(self) -> Split:
         """Return who is trained on and who is adapted to."""
-        return draw_split(self.dataset, self.study.split, self.study.seed)
+        return self.shelf.split(self.study)
 
     @cached_property
     def policy(self) -> Backbone:
@@ -154,11 +148,19 @@ class Workbench:
 
     def backbone(self, name: str) -> Backbone:
         """Return a backbone by name, loaded once."""
-        if name not in self._backbones:
-            place = filled(name)
-            self._backbones[name] = load_backbone(place, dtype=self.study.dtype, device=self.study.device)
-            self._backbones[name].name = shown_name(name)
-        return self._backbones[name]
+        backbone = self.shelf.backbone(name, self.study)
+        backbone.name = shown_name(name)
+        return backbone
+
+    def fingerprint(self, name: str | None = None) -> str:
+        """Return the fingerprint of a backbone, the policy unless named."""
+        return self.shelf.fingerprint(name or self.study.policy, self.study)
+
+    def put_away(self) -> None:
+        """Forget every model; what is needed again is loaded again."""
+        self._fitted.clear()
+        self._states.clear()
+        self.__dict__.pop("policy", None)
 
     def reward_backbone(self, spec: RewardModelSpec) -> Backbone:
         """Return the backbone a reward model reads."""
@@ -181,7 +183,9 @@ class Workbench:
         return CellFolder(self.root, cell)
 
     def new_reward_model(self, spec: RewardModelSpec) -> Ranker:
-        """Return a reward model or judge that is not fitted."""
+        """Return a reward model, oracle or judge that is not fitted."""
+        if spec.method in ORACLES.names():
+            return build_oracle(spec.method, truth_of(self.study.data.options))
         if not steers(spec.method):
             return build_judge(
                 spec.method,
@@ -202,7 +206,7 @@ class Workbench:
 
     def fitted(self, cell: Cell, spec: RewardModelSpec) -> Ranker:
         """Return the reward model or judge that a finished cell left."""
-        if cell.id not in self._fitted and not steers(spec.method):
+        if cell.id not in self._fitted and spec.mode is None:
             self._fitted[cell.id] = self.new_reward_model(spec).fit(self.study_pairs().train, seed=self.fit_seed)
         elif cell.id not in self._fitted:
             model = load_reward_model(self.folder(cell).path / "model", self.reward_backbone(spec))
@@ -237,7 +241,7 @@ class Workbench:
         if isinstance(reward, Judge):
             judged = Judged(self.policy, deployment.decoder(), self.settings, judge=reward, traces=self.traces)
             return judged, self.states(reward_cell, deployment.reward_model)
-        assert isinstance(reward, RewardModel)
+        assert isinstance(reward, (RewardModel, Oracle))
         policy = Guided(self.policy, deployment.decoder(), self.settings, reward=reward, traces=self.traces)
         return policy, self.states(reward_cell, deployment.reward_model)
 

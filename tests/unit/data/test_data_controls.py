@@ -129,9 +129,65 @@ def test_options_out_of_range():
         ({"rows_per_user": 145}, r"rows_per_user is 145, expected 1..144"),
         ({"mixture": "x"}, "mixture is 'x'"),
         ({"label": "x"}, "label is 'x'"),
+        ({"agreement": 1.5}, "agreement is 1.5, expected a number from 0 to 1"),
+        ({"agreement": -0.1}, "agreement is -0.1"),
+        ({"noise": 0.6}, "noise is 0.6, expected a number from 0 to 0.5"),
+        ({"noise": float("nan")}, "noise is nan"),
     ):
         with pytest.raises(ConfigError, match=words):
             load_dataset("synthetic_text", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "fingerprint"),
+    [
+        ({}, "7e5f486994b86a2b719ecb48e488641db430d017d8c380b0f015ffdcf391772e"),
+        (
+            {"seed": 5, "users": 4, "rows_per_user": 7, "label": "bradley_terry", "mixture": "signed", "beta": 0.5}
+            | {"max_length": 3},
+            "fc458661e9d8c29ec5abe3926b607f7f3ee03540d679eb4970d7e31b2378911b",
+        ),
+    ],
+)
+def test_rows_are_those_there_were_before_the_dials(options, fingerprint):
+    """Hashes taken before agreement and noise existed."""
+    assert load_synthetic_text(**options).fingerprint() == fingerprint
+    assert load_synthetic_text(**options, agreement=0, noise=0, name="other").fingerprint() == fingerprint
+
+
+def test_agreement_goes_from_independent_tastes_to_one():
+    def likeness(agreement):
+        known = truth(2, 40, mixture="signed", agreement=agreement)
+        values = np.stack([known.token_utilities(user) for user in known.user_ids])
+        found = np.corrcoef(values)[np.triu_indices(40, 1)].mean()
+        return found, values
+
+    steps = [likeness(agreement) for agreement in (0, 0.25, 0.5, 0.75, 1)]
+    means = [mean for mean, _ in steps]
+    assert abs(means[0]) < 0.2
+    assert means == sorted(means)
+    assert means[-1] == pytest.approx(1)
+    first, last = steps[0][1], steps[-1][1]
+    np.testing.assert_allclose(last, np.broadcast_to(last[0], last.shape), atol=1e-12)
+    for share, (_, values) in zip((0.25, 0.5, 0.75), steps[1:4], strict=True):
+        spread = (1 - share) * first[:, :-1].std(1) + share * last[:, :-1].std(1)
+        np.testing.assert_allclose(values[:, :-1].std(1), spread, rtol=1e-9)
+
+
+def test_noise_exchanges_sides_and_nothing_else():
+    """The same texts at every noise; more of it exchanges the same pairs and others."""
+    clean = load_synthetic_text(users=25, rows_per_user=40, seed=4).pairs
+    before = np.zeros(len(clean), bool)
+    for noise in (0.1, 0.3, 0.5):
+        noisy = load_synthetic_text(users=25, rows_per_user=40, seed=4, noise=noise).pairs
+        flipped = np.array([pair.chosen != other.chosen for pair, other in zip(clean, noisy, strict=True)])
+        for pair, other, exchanged in zip(clean, noisy, flipped, strict=True):
+            sides = (pair.rejected, pair.chosen) if exchanged else (pair.chosen, pair.rejected)
+            assert (other.chosen, other.rejected) == sides
+            assert (other.user_id, other.prompt, other.reference) == (pair.user_id, pair.prompt, pair.reference)
+        assert flipped.mean() == pytest.approx(noise, abs=4 * np.sqrt(noise * (1 - noise) / len(clean)))
+        assert (flipped | ~before).all()
+        before = flipped
 
 
 def test_the_base_law_is_the_table():

@@ -109,7 +109,7 @@ def dial_table(found: Ablation) -> str:
     ]
     for value in found.values:
         shown = [
-            value.rpartition("_")[2],
+            f"{float(value.rpartition('_')[2]):g}",
             found.span("rm_accuracy", value, None),
             found.span("policy_accuracy", value, "args_greedy"),
             _points(found.mean("rouge1", dataset=value, method="zero_shot")),

@@ -126,6 +126,8 @@ def test_report_needs_the_results_alone(finished: tuple[Path, Path, str], tmp_pa
     for name in ("results.csv", "report.html"):
         assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
     assert ok("report", tmp_path, "--format", "md").stdout.startswith("#")
+    ok("report", tmp_path, "--figures", tmp_path / "figures")
+    assert (tmp_path / "figures" / "behaviour-1col.svg").stat().st_size > 1000
 
 
 def test_a_dry_run_writes_nothing(finished: tuple[Path, Path, str], tmp_path: Path) -> None:

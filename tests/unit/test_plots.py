@@ -69,7 +69,10 @@ def test_rebuilt_files_have_the_same_bytes() -> None:
     mine = hashes(little())
     assert said.strip() == str(mine)
     assert list(mine) == [
-        f"{name}-{width}.{form}" for name in ("behaviour", "shots") for width in ("1col", "2col") for form in ("svg", "pdf")
+        f"{name}-{width}.{form}"
+        for name in ("behaviour", "shots")
+        for width in ("1col", "2col")
+        for form in ("svg", "pdf")
     ]
 
 
@@ -80,8 +83,8 @@ def test_a_figure_has_the_width_of_its_place(tmp_path: Path, width: str, points:
     assert float(root.attrib["width"].removesuffix("pt")) == pytest.approx(points)
 
 
-def test_hostile_names_stay_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "WIDTHS", {"1col": 3.3})
+@pytest.mark.filterwarnings("error:constrained_layout")
+def test_hostile_names_stay_text() -> None:
     for plot in plots.plots(whole()):
         root = ElementTree.fromstring(plots._drawn(plot, 3.3, "svg"))
         names = {element.tag.rpartition("}")[2] for element in root.iter()}

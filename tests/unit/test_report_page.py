@@ -132,12 +132,17 @@ def test_no_text_becomes_markup(one: str, two: str) -> None:
 
 def test_the_same_study_gives_the_same_bytes(tmp_path: Path) -> None:
     program = (
-        "import hashlib, sys; sys.path.insert(0, sys.argv[1]); from test_report_study import study\n"
-        "from rewardgap.report import page; print(hashlib.sha256(page.render(study()).encode()).hexdigest())"
+        "import hashlib, sys; from pathlib import Path; sys.path[:0] = sys.argv[1:3]\n"
+        "from test_report_study import study\n"
+        "from pointed import pointed\n"
+        "from rewardgap.report import page\n"
+        "for number, one in enumerate((study(), pointed(study()))):\n"
+        "    path = Path(sys.argv[3], f'{number}.html'); page.write(one, path)\n"
+        "    print(hashlib.sha256(path.read_bytes()).hexdigest())"
     )
     hashes = {
         subprocess.run(
-            [sys.executable, "-c", program, str(Path(__file__).parent)],
+            [sys.executable, "-c", program, str(Path(__file__).parent), str(Path(__file__).parents[1]), str(tmp_path)],
             env=os.environ | {"PYTHONHASHSEED": seed}, check=True, capture_output=True, text=True,
         ).stdout
         for seed in ("1", "2")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_diagnosis import PREFIX, moved, sound
 from test_report_page import Reader, assert_inert
 from test_report_study import HOSTILE, Rows, main_rows, study
 
@@ -16,6 +18,7 @@ from pointed import POLICIES, pointed
 from rewardgap.core.results import StudyResults
 from rewardgap.report import page
 from rewardgap.report.board import at, boards
+from rewardgap.report.diagnosis import SOUND
 from rewardgap.report.latex import study_latex
 from rewardgap.report.markdown import study_markdown
 from rewardgap.report.overview import HEADS, across_sentences, overview, reading
@@ -126,15 +129,17 @@ def test_what_spans_points_is_told_once(several: StudyResults) -> None:
     found = boards(whole)
     sentences = across_sentences(whole, found)
     assert len(sentences) == 1 + len(whole.meta)
-    assert sentences[0].startswith("p: icl_rag overtakes lore")
+    assert sentences[0].startswith("docstrings, p: icl_rag overtakes lore")
     text = page.render(whole)
-    assert text.count("p: icl_rag overtakes") == 1
+    assert text.count("docstrings, p: icl_rag overtakes") == 1
     assert text.count("<li>icl_rag overtakes") == 2 * len(POLICIES), "that over shots, once at each point"
 
 
 def test_a_chart_follows_one_deployment_of_each_side(several: StudyResults) -> None:
     charts = sweeps([board for board in boards(several) if board.dataset == "docstrings"])
-    assert [chart.x_title for chart in charts] == ["policy, by the size in its name"] * 2 + ["support pairs of a user"] * 3
+    assert [chart.x_title for chart in charts] == ["policy, by the size in its name"] * 2 + [
+        "support pairs of a user"
+    ] * 3
     first = charts[0]
     assert first.places == ("500M", "1.5B", "3B")
     assert [curve.name for curve in first.curves] == [
@@ -184,3 +189,22 @@ def test_hostile_names_of_points_stay_text() -> None:
     assert_inert(reader)
     for text in HOSTILE[:3]:
         assert any(text in option for option in reader.texts["option"])
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_diagnosis_and_its_steps_are_in_every_export(several: bool) -> None:
+    numbers = [replace(one, dataset="docstrings") for one in moved(sound(), **PREFIX).values()]
+    results = dataclasses.replace(study(hostile=False), decompositions=numbers)
+    if several:
+        results = pointed(results)
+    times = 2 * len(POLICIES) if several else 1
+    shown, latex = study_markdown(results), study_latex(results)
+    for words in ("lore has a prefix error", "From ranking to writing", "+20.0"):
+        assert shown.count(words) == times, words
+    assert latex.count(r"\item lore has a prefix error") == times
+    assert latex.count(r"\begin{itemize}") == latex.count(r"\end{itemize}") == times
+    assert page.render(results).count("lore has a prefix error") == times
+    healthy = dataclasses.replace(
+        results, decompositions=[replace(one, dataset="docstrings") for one in sound().values()]
+    )
+    assert SOUND in study_markdown(healthy) and SOUND in page.render(healthy)

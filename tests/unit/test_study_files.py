@@ -161,8 +161,8 @@ def test_the_page_of_ablations_holds_their_figures(monkeypatch: pytest.MonkeyPat
     text = page.PAGE.read_text(encoding="utf-8")
     assert page.tables(text) == text
     shown = {name for _, name, _ in page.BLOCK.findall(text)}
-    assert shown == {path.stem for path in page.KEPT.glob("*.json")}
-    for path in (path for path in ABLATIONS if path.stem in shown):
+    assert shown == {path.stem for path in ABLATIONS} == {path.stem for path in page.KEPT.glob("*.json")}
+    for path in ABLATIONS:
         kept = json.loads((page.KEPT / f"{path.stem}.json").read_text(encoding="utf-8"))
         study = load_study(path)
         assert parse_study(kept["study"]).model_dump() == study.model_dump(), "the study file has changed since its run"

@@ -24,6 +24,8 @@ def dry_run(
 ) -> None:
     """Print the resolved study and its cells, and how long they take one worker and as many as were asked for.
 
+    Where data or models are missing, only how many cells of each kind there are can be told.
+
     Args:
         points: the plain studies that it consists of.
         whole: the study as it was given.
@@ -32,6 +34,7 @@ def dry_run(
         threads: torch threads of a worker.
         as_json: print a JSON value.
     """
+    from rewardgap.core.errors import ModelError, RewardGapError
     from rewardgap.studies.estimate import Estimate, probe, wall_seconds
     from rewardgap.studies.executors.line import Line
     from rewardgap.studies.folders import study_yaml
@@ -40,7 +43,13 @@ def dry_run(
 
     for study in points:
         check_names(study)
-    line = Line(points, folder, Silent())
+    try:
+        line = Line(points, folder, Silent())
+    except RewardGapError as error:
+        if error.exit_code != ModelError.exit_code:
+            raise
+        _outline(points, whole, folder, str(error), as_json)
+        return
     rate = probe()
     costs: dict[str, Any] = {}
     for bench, plan in zip(line.benches, line.plans, strict=True):
@@ -82,6 +91,24 @@ def dry_run(
     typer.echo(
         f"\n{open_rows} of {len(rows)} cells to do: {times} of {threads} thread{'s' if threads > 1 else ''}, about "
         f"{gib:.1f} GiB a worker. The rate is this machine's, {rate / 1e9:.0f} GFLOP/s in a short probe."
+    )
+
+
+def _outline(points: Sequence[StudySpec], whole: StudySpec, folder: Path, missing: str, as_json: bool) -> None:
+    from rewardgap.studies.folders import study_yaml
+    from rewardgap.studies.outline import outline
+
+    kinds = outline(points, folder)
+    if as_json:
+        counts = {"points": len(points), "cells_by_kind": dict(kinds), "missing": missing}
+        typer.echo(json_text({"study": whole.model_dump(), **counts}))
+        return
+    typer.echo(study_yaml(whole))
+    for kind, count in kinds.items():
+        typer.echo(f"{count:8}  {kind.replace('_', ' ')}")
+    typer.echo(
+        f"\n{len(points)} point{'s' if len(points) > 1 else ''}, at most {sum(kinds.values())} cells. Which are done, "
+        f"and how long the others take, is not known here: {missing}"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rewardgap.report.board import at
+from rewardgap.report.board import POINT_FORMS, at
 from rewardgap.report.findings import (
     at_point,
     by_stage,
@@ -53,14 +53,14 @@ def across_sentences(results: StudyResults, found: Sequence[Board]) -> list[str]
     """Return in words what several points say together: crossovers that belong to no point, and pooled taus."""
     of_points = [one for board in found for one in board.findings(results.crossovers)]
     across = [one for one in results.crossovers if one not in of_points]
-    several = len({one.dataset for one in across}) > 1
+    forms = ("{}", *POINT_FORMS)
+    points = [(board.dataset, *board.point) for board in found]
+    differ = {i for i in range(len(forms)) if len({point[i] for point in points} - {None}) > 1}
     sentences = []
     for one in across:
-        fixed = [one.dataset] if several else []
-        fixed += [] if one.policy is None else [one.policy]
-        fixed += [] if one.support_size is None else [f"n={one.support_size}"]
-        fixed += [] if one.seed is None or _one_seed(found) else [f"seed {one.seed}"]
-        sentences.append((f"{', '.join(fixed)}: " if fixed else "") + crossover_sentence(one))
+        named = [(form, value) for i, (form, value) in enumerate(zip(forms, one.point(), strict=True)) if i in differ]
+        where = [form.format(value) for form, value in named if value is not None]
+        sentences.append((f"{', '.join(where)}: " if where else "") + crossover_sentence(one))
     return sentences + [meta_sentence(one) for one in results.meta]
 
 
@@ -102,7 +102,3 @@ def _row(results: StudyResults, board: Board) -> tuple[str, ...]:
 
 def _with_decoder(tau: TauResult) -> str:
     return f"{reading(tau)} ({tau.decoder})" if tau.decoder else reading(tau)
-
-
-def _one_seed(found: Sequence[Board]) -> bool:
-    return len({seed for board in found for seed in board.seeds}) < 2

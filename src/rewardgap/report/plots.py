@@ -35,8 +35,15 @@ WIDTHS = {"1col": 3.3, "2col": 6.9}
 """Name of a width to inches: a column of a paper, and its page."""
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Colours that are told apart with any colour vision (Okabe and Ito 2008), without the yellow, too light on paper."""
+NARROW_LABEL, WIDE_LABEL = 36, 60
+"""Characters of a row's label in a figure of one column, and of two."""
 MARKERS, DASHES = "osD^vPX", ("-", "--", "-.", ":")
 _FAMILIES = {"guided": (OKABE_ITO[0], "o"), "context": (OKABE_ITO[1], "s"), "base": ("#000000", "D")}
+_LOOKS = _FAMILIES | {
+    "c0": (OKABE_ITO[1], "s"), "c1": (OKABE_ITO[4], "^"), "c2": (OKABE_ITO[3], "v"), "c3": (OKABE_ITO[5], "P"),
+    "k2": (OKABE_ITO[2], "s"),
+}  # fmt: skip
+"""Style of a curve on the page to what it looks like on paper."""
 _FORMATS: dict[str, dict[str, Any]] = {
     "svg": {"Date": None},
     "pdf": {"CreationDate": None, "ModDate": None},
@@ -59,6 +66,7 @@ _STYLE: dict[str, Any] = {
     "text.parse_math": False,  # a dollar sign in a name is a dollar sign
     "svg.hashsalt": "rewardgap",
     "svg.fonttype": "path",
+    "hatch.linewidth": 0.4,
     "pdf.fonttype": 42,
 }
 
@@ -157,7 +165,7 @@ def _forest(board: Board, axes: Any) -> None:
         _dot(ax, cell, place, colour, marker)
         if line.is_baseline and cell.low is not None and cell.high is not None:
             ax.axvspan(100 * cell.low, 100 * cell.high, color="0.9", zorder=0)
-    _rows(ax, [plain(line.label, 40) for line, _ in ranked], "ROUGE-1, points")
+    _rows(ax, [plain(line.label) for line, _ in ranked], "ROUGE-1, points")
 
 
 def _scatter(board: Board, y: Column, axes: Any) -> None:
@@ -183,7 +191,7 @@ def _curves(curves: Curves, axes: Any, *, ax: Any = None, legend: bool = True) -
     ax = axes[0][0] if ax is None else ax
     size = 1.0 if curves.plain_units else 100.0
     for turn, curve in enumerate(curves.curves):
-        colour, marker = _look(turn)
+        colour, marker = _LOOKS.get(curve.style) or _look(turn)
         known = curve.known()
         shift = 0.06 * (turn - (len(curves.curves) - 1) / 2)
         ax.errorbar([place + shift for place, _, _ in known], [size * (c.value or 0.0) for _, _, c in known],
@@ -225,11 +233,11 @@ def _waterfall(steps: Waterfall, axes: Any) -> None:
     looks = {"stage": (OKABE_ITO[0], ""), "loss": (OKABE_ITO[1], "////"), "gain": (OKABE_ITO[2], "....")}
     labels: list[str] = []
     for fall in steps.falls:
-        labels.append(plain(f"{fall.method}  {fall.detail}", 40))
+        labels.append(plain(f"{fall.method}  {fall.detail}"))
         for bar, _ in fall.bars:
             colour, hatch = looks[bar.style]
             value = 100 * (bar.cell.value or 0.0)
-            ax.barh(len(labels), value, left=100 * bar.begin, height=0.62, color=colour, alpha=0.55, hatch=hatch,
+            ax.barh(len(labels), value, left=100 * bar.begin, height=0.62, facecolor=_pale(colour), hatch=hatch,
                     edgecolor=colour, linewidth=0.4)  # fmt: skip
             if bar.cell.low is not None and bar.cell.high is not None:
                 ends = [100 * (bar.begin + end) for end in (bar.cell.low, bar.cell.high)]
@@ -253,7 +261,7 @@ def _judges(board: Board, axes: Any) -> None:
             _dot(ax, bare, len(labels), OKABE_ITO[0], "s")
         for cell in own:
             _dot(ax, cell, len(labels), OKABE_ITO[1], "o", filled=False)
-        labels.append(plain(line.label, 40))
+        labels.append(plain(line.label))
     ax.plot([], [], "o", color=OKABE_ITO[1], markerfacecolor="white", label="own judge, circular")
     ax.plot([], [], "s", color=OKABE_ITO[0], label="another judge")
     ax.axvline(100 * CHANCE, color="0.3", linestyle="--", linewidth=0.6)
@@ -270,7 +278,7 @@ def _baselines(results: StudyResults, board: Board, axes: Any) -> None:
     for place, (_, cell, style) in enumerate(rows):
         _dot(ax, cell, place, *_FAMILIES[style])
     ax.axvline(100 * CHANCE, color="0.3", linestyle="--", linewidth=0.6)
-    _rows(ax, [plain(name, 40) for name, _, _ in rows], "accuracy on query pairs, points")
+    _rows(ax, [plain(name) for name, _, _ in rows], "accuracy on query pairs, points")
 
 
 def _dot(ax: Any, cell: Cell, place: int, colour: str, marker: str, filled: bool = True) -> None:
@@ -281,14 +289,19 @@ def _dot(ax: Any, cell: Cell, place: int, colour: str, marker: str, filled: bool
 
 def _rows(ax: Any, labels: Sequence[str], x_title: str) -> None:
     """Name the rows from top to bottom; labels are one printable line each."""
-    ax.set_yticks(range(len(labels)), labels)
+    limit = NARROW_LABEL if ax.figure.get_figwidth() < 4 else WIDE_LABEL
+    shown = [label if len(label) <= limit else label[: limit - 1].rstrip() + "…" for label in labels]
+    ax.set_yticks(range(len(labels)), shown)
     ax.set_ylim(len(labels) - 0.4, -0.6)
     ax.tick_params(axis="y", length=0)
     ax.set_xlabel(x_title)
 
 
 def _legend(ax: Any) -> None:
-    ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    handles, labels = ax.get_legend_handles_labels()
+    room = 54 if ax.figure.get_figwidth() > 4 else 24
+    columns = 2 if max(map(len, labels), default=0) <= room else 1
+    ax.figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def _arms(cell: Cell) -> list[list[float]] | None:
@@ -308,6 +321,12 @@ def _stacked(cells: Sequence[Cell], size: float) -> list[list[float]]:
 def _look(turn: int) -> tuple[str, str]:
     lap, place = divmod(turn, len(OKABE_ITO))
     return OKABE_ITO[place], MARKERS[(place + lap) % len(MARKERS)]
+
+
+def _pale(colour: str) -> str:
+    """Return a colour mixed with the white of paper; SVG would lose a hatch on one that is see-through."""
+    parts = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(0.35 * part + 0.65 * 255):02x}" for part in parts)
 
 
 def _tall(rows: int, each: float = 0.17) -> float:

@@ -80,6 +80,8 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ("Deployment", "A way to serve a user: a method with all its settings. λ is the weight of the reward against the "
      "policy's own log-probability, k the number of candidate tokens at a step; the number after an in-context method "
      "counts the demonstrations in the prompt."),
+    ("Point of a study", "One dataset, pairing rule, policy, support size and seed. Every point has a leaderboard of "
+     "its own; what several say together stands apart from them."),
     ("RM accuracy", "How often the reward model gives the higher reward to the text the user preferred. Seen users "
      "took part in fitting, on other pairs; unseen users were met afterwards, through their support examples only. "
      "Ties count one half."),
@@ -110,6 +112,9 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ("Win rate, judges that only judge", "The same, by judges that took no part in the study otherwise; also against "
      "what the users wrote themselves. Independent: on another network than the policy and the guide. Related: on one "
      "of theirs, so it may like its own kind of text. Circular: it picked the text itself."),
+    ("Own reward over zero-shot", "What the guide itself gives to the text it guided, minus what it gives to "
+     "zero-shot's. Each reward model has a unit of its own; standardised, one is the standard deviation of this gain "
+     "between users."),
     ("Interval", "95 % interval from a bootstrap over users, in brackets. Intervals of two deployments can overlap "
      "although the two differ; whether they do is read from their difference on the same users."),
     ("Better, worse, as good", "From differences on the same users: better or worse where the sign-flip test rejects "

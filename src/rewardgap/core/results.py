@@ -127,7 +127,10 @@ class BaselineResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One query prompt with what the user wrote and what each deployment wrote. Every text is untrusted."""
+    """One query prompt with what the user wrote and what each deployment wrote. Every text is untrusted.
+
+    `point` says in words which point of a study with axes it is from, '' where there is one only.
+    """
 
     dataset: str
     user_id: str
@@ -135,6 +138,7 @@ class Sample:
     prompt: str
     reference: str | None
     generations: dict[str, str]
+    point: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -155,7 +155,9 @@ class _Point:
                 parts.append(f"{chooser(one)} {cost}")
         if not parts:
             return []
-        return [f"What would have been chosen, and what it costs in points: by {'; by '.join(parts)}."]
+        known = any(one.expected is not None for one in self.regrets)
+        rule = " The luck of the measured best, which these users gave it, is taken out of the costs." if known else ""
+        return [f"What would have been chosen, and what it costs in points: by {'; by '.join(parts)}.{rule}"]
 
     def _helped(self, results: StudyResults) -> list[str]:
         named = [one for one in results.heterogeneity if one.point() == self.own.point() and one.share is not None]
@@ -196,8 +198,16 @@ class _Point:
         if one is not None:
             value = one.regret if one.expected is None else one.expected
             title = "Cost of choosing by RM accuracy"
-            out.append(Fact(title, number(value), interval(one.ci_low, one.ci_high), one.chosen))
+            chosen = f"{one.chosen}{_luck(one)}"
+            out.append(Fact(title, number(value), interval(one.ci_low, one.ci_high), chosen))
         return tuple(out)
+
+
+def _luck(one: RegretResult) -> str:
+    """Return the measured loss beside the expected one, where the two differ in print."""
+    if one.expected is None or number(one.expected) == number(one.regret):
+        return ""
+    return f"; {number(one.regret)} as measured, with the luck of the measured best"
 
 
 def _over_points(results: StudyResults, choices: Sequence[RegretResult], cautions: tuple[str, ...]) -> Answer:

@@ -101,7 +101,7 @@ def _statement(results: StudyResults, found: Sequence[Board], shown: int) -> str
     kept = f"{counted(len(results.samples), 'query prompt')}{of}"
     text = f"{kept}: the first of every user in turn, users {order}. Nobody chose them by what was written."
     if any(board.is_one_of_several for board in found):
-        text += " They come from all points in turn; results do not keep from which."
+        text += " They come from all points in turn, and each says from which."
     if shown < len(results.samples):
         text += f" This page holds the first {shown:,}; with all of them it would be too large."
     return text

@@ -12,6 +12,7 @@ from rewardgap.studies.across import across_points
 from rewardgap.studies.aggregate import Tables, aggregate
 from rewardgap.studies.folders import study_yaml
 from rewardgap.studies.merging import merge
+from rewardgap.studies.points import points
 from rewardgap.studies.user_means import UserMeans
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ def study_results(finished: Sequence[Finished], study: StudySpec, command: str =
     parts = [aggregate(point, command, one) for point, one in zip(finished, tables, strict=True)]
     if not study.vary:
         return parts[0], tables[0].means
+    titles = [point.title for point in points(study)]
+    parts = [
+        replace(part, samples=[replace(sample, point=title) for sample in part.samples])
+        for part, title in zip(parts, titles, strict=True)
+    ]
     together = across_points(tables)
     whole = merge(parts, dict(yaml.safe_load(study_yaml(study))), study.samples)
     known, means = {row.key() for row in whole.rows}, UserMeans()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -68,8 +69,10 @@ def test_ctrl_c_ends_run_and_workers_and_the_same_command_goes_on(tmp_path: Path
     command = [sys.executable, "-c", "from rewardgap.cli.app import main; main()", "run", str(path), "-o", str(out)]
     command += ["--threads", "1", "--jobs", "2"]
     environment = {**os.environ, "REWARDGAP_CACHE": str(tmp_path / "cache")}
+    # In the background of a shell interrupts are ignored, and a program inherits that.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heard
     ) as one:
         while one.poll() is None and not any(line["event"] == "end" for line in journal.read(out)):
             time.sleep(0.02)

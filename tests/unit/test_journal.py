@@ -86,9 +86,14 @@ def test_an_interrupt_waits_for_the_write_in_flight(
         "bytes": lambda: store.write_bytes(path, b"all of it\n"),
         "lines": lambda: store.append_lines(path, [{}]),
     }
-    with pytest.raises(KeyboardInterrupt):
-        work[write]()
+    # In the background of a shell interrupts are ignored, unless one asks for them.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work[write]()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert calls
     assert path.read_bytes() == {"bytes": b"all of it\n", "lines": b"{}\n"}[write]
     assert [child.name for child in tmp_path.iterdir()] == ["file"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

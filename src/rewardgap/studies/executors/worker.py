@@ -109,6 +109,8 @@ def main(descriptor: int) -> None:
             connection.send_bytes(json.dumps(value).encode())
 
     threading.Thread(target=listen, daemon=True).start()
+    # A run in the background of a shell ignores interrupts, and its workers inherit that; theirs come from the run.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with _ending_quietly():
         worker = Worker(inbox.get(), lambda text: send({"say": text}))
         send({"ready": os.getpid()})

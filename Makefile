@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Each test worker holds a gigabyte: four are enough on any machine.
+WORKERS := $(shell (nproc 2>/dev/null || sysctl -n hw.ncpu) | awk '{ print ($$1 > 4) ? 4 : $$1 }')
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: demo test test-all lint types docs bench clean
@@ -11,10 +13,11 @@ demo: $(VENV)/.core
 	$(BIN)/rewardgap demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow"
 
 test-all: $(VENV)/.ray
-	REWARDGAP_REQUIRE_DATA=1 $(BIN)/python -m pytest -q
+	REWARDGAP_REQUIRE_DATA=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow"
+	REWARDGAP_REQUIRE_DATA=1 $(BIN)/python -m pytest -q -m slow
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check src tests benchmarks examples

@@ -21,7 +21,9 @@ from rewardgap.studies.plan import check_names
 from rewardgap.studies.spec import load_study
 
 ROOT = Path(__file__).parents[2]
-RESULTS = sorted((ROOT / "docs" / "results").glob("*.json"))
+RESULTS = sorted(
+    path for folder in (".", "datasets", "pairing") for path in (ROOT / "docs" / "results" / folder).glob("*.json")
+)
 
 
 def read(path: Path) -> StudyResults:
@@ -76,6 +78,13 @@ def test_the_page_of_benchmarks_holds_their_figures(monkeypatch: pytest.MonkeyPa
     assert page.render() == page.PAGE.read_text(encoding="utf-8")
     performance = page.PERFORMANCE.read_text(encoding="utf-8")
     assert page.tables(performance) == performance
+
+
+def test_the_tables_across_studies_hold_their_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    page = importlib.import_module("studies_page")
+    assert page.datasets() == page.DATASETS.read_text(encoding="utf-8")
+    assert page.pairing() == page.PAIRING.read_text(encoding="utf-8")
 
 
 def test_a_study_is_one_line_of_the_table_across_studies(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ def write_folder(
 
 
 def load_folder(
-    path: str | Path | None = None, *, repo: str | None = None, revision: str | None = None
+    path: str | Path | None = None, *, repo: str | None = None, revision: str | None = None, name: str | None = None
 ) -> PreferenceDataset:
     """Read a dataset folder, and prove that its rows are those that were written.
 
@@ -101,6 +101,7 @@ def load_folder(
         path: the folder.
         repo: in its place, a dataset of the hub, `owner/name`; fetched once, then found in the hub's local cache.
         revision: branch, tag or commit of `repo`.
+        name: the dataset's name in tables; the folder's own unless given.
 
     Raises:
         ConfigError: if neither or both of path and repo are given.
@@ -114,7 +115,7 @@ def load_folder(
     place = hub_folder(repo, revision, HUB_FILES) if repo is not None else Path(str(path)).expanduser()
     facts = read_facts(place)
     dataset = PreferenceDataset(
-        facts["name"],
+        name or facts["name"],
         tuple(_pairs(place)),
         facts["dropped"],
         tuple(facts["notes"]),
@@ -293,6 +294,7 @@ CARD = DatasetCard(
         "path": "the folder",
         "repo": "in place of path, a dataset of the hub: owner/name",
         "revision": "branch, tag or commit of repo",
+        "name": "the dataset's name in tables (default: the folder's own)",
     },
     build=load_folder,
 )

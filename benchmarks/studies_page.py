@@ -1,4 +1,5 @@
-"""Writes one table across studies: docs/results/datasets.md, and the table of docs/pairing.md; a test holds both.
+"""Writes tables across studies: docs/results/datasets.md, and those of docs/pairing.md and docs/results/README.md; a
+test holds all three.
 
 python benchmarks/studies_page.py
 
@@ -18,6 +19,13 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 DATASETS = RESULTS / "datasets.md"
 PAIRING = ROOT / "docs" / "pairing.md"
+CLAIMS = RESULTS / "README.md"
+CLAIMS_BEGIN = "<!-- table of all studies -->"
+CLAIMS_HEAD = (
+    "| study | RM accuracy would deploy | expected cost, ROUGE-1 points "
+    "| own judge above other judges, of reward models | in context, against zero-shot: better, worse, not told apart "
+    "| guided, against zero-shot: better, worse, not told apart |\n| --- | --- | ---: | ---: | ---: | ---: |"
+)
 BEGIN, END = "<!-- table of docs/results/pairing -->", "<!-- end of table -->"
 NOTICE = (
     "<!-- Written by `python benchmarks/studies_page.py` from docs/results/datasets; change those, not this page. -->"
@@ -143,10 +151,67 @@ def pairing_table() -> str:
     return "\n".join(lines)
 
 
+def against_zero_shot(results: dict[str, Any], guided: bool) -> str:
+    """Deployments better, worse and not told from zero-shot by ROUGE-1: the interval and Holm's p say so together."""
+    counts = {"better": 0, "worse": 0, "neither": 0}
+    for found in results["comparisons"]:
+        if found["metric"] != "rouge1" or found["b"] != "zero_shot" or found["b_is"] != "baseline":
+            continue
+        if ("λ=" in found["a"]) != guided or found["difference"] is None:
+            continue
+        told = found["p_holm"] is not None and found["p_holm"] < 0.05
+        counts["neither" if not told else "better" if found["difference"] > 0 else "worse"] += 1
+    return ", ".join(map(str, counts.values()))
+
+
+def circular(results: dict[str, Any]) -> str:
+    """Reward models whose own win rate is above that of other judges on the same texts, interval above zero."""
+    found = [d for d in results["decompositions"] if d["quantity"] == "hacking" and d["value"] is not None]
+    return f"{sum(d['ci_low'] > 0 for d in found)} of {len(found)}"
+
+
+def claim(results: dict[str, Any], link: str) -> str:
+    found = [r for r in results["regrets"] if (r["metric"], r["stage"], r["among"]) == ("rouge1", "rm_accuracy", "all")]
+    regret = found[0] if found else None
+    if regret is None or regret["expected"] is None:
+        chosen, cost = "–", "–"
+    else:
+        chosen = regret["chosen"]
+        cost = f"{100 * regret['expected']:.1f} [{100 * regret['ci_low']:.1f}, {100 * regret['ci_high']:.1f}]"
+    shown = [
+        f"[{results['name']}]({link})",
+        chosen,
+        cost,
+        circular(results),
+        against_zero_shot(results, guided=False),
+        against_zero_shot(results, guided=True),
+    ]
+    return f"| {' | '.join(shown)} |"
+
+
+def claims_table() -> str:
+    """One line for each published study whose users wrote references."""
+    lines = [CLAIMS_HEAD]
+    for folder in (".", "datasets", "pairing"):
+        for raw in read(folder):
+            results = StudyResults.from_json(raw).to_json()
+            if any(r["metric"] == "rouge1" for r in results["comparisons"]):
+                name = raw["name"]
+                lines.append(claim(results, f"{name}.md" if folder == "." else f"{folder}/{name}.md"))
+    return "\n".join(lines)
+
+
+def between(page: Path, begin: str, table: str) -> str:
+    before, rest = page.read_text(encoding="utf-8").split(begin)
+    return f"{before}{begin}\n\n{table}\n\n{END}{rest.split(END)[1]}"
+
+
 def pairing() -> str:
-    page = PAIRING.read_text(encoding="utf-8")
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{pairing_table()}\n\n{END}{rest.split(END)[1]}"
+    return between(PAIRING, BEGIN, pairing_table())
+
+
+def claims() -> str:
+    return between(CLAIMS, CLAIMS_BEGIN, claims_table())
 
 
 if __name__ == "__main__":
@@ -154,3 +219,5 @@ if __name__ == "__main__":
         DATASETS.write_text(datasets(), encoding="utf-8")
     if PAIRING.exists():
         PAIRING.write_text(pairing(), encoding="utf-8")
+    if CLAIMS.exists():
+        CLAIMS.write_text(claims(), encoding="utf-8")

@@ -85,6 +85,7 @@ def test_the_tables_across_studies_hold_their_figures(monkeypatch: pytest.Monkey
     page = importlib.import_module("studies_page")
     assert page.datasets() == page.DATASETS.read_text(encoding="utf-8")
     assert page.pairing() == page.PAIRING.read_text(encoding="utf-8")
+    assert page.claims() == page.CLAIMS.read_text(encoding="utf-8")
 
 
 def test_a_study_is_one_line_of_the_table_across_studies(monkeypatch: pytest.MonkeyPatch) -> None:

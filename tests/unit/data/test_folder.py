@@ -270,3 +270,9 @@ def test_a_dataset_of_the_hub_is_found_in_its_cache(folder, tmp_path, monkeypatc
         load_dataset("folder", repo="me/other")
     with pytest.raises(ConfigError, match="is no name of a dataset"):
         load_dataset("folder", repo="../me")
+
+
+def test_another_name_changes_no_row(folder):
+    named = load_dataset("folder", path=folder, name="mine")
+    assert named.name == "mine" != dataset().name
+    assert named.fingerprint() == dataset().fingerprint()
